@@ -1,0 +1,401 @@
+"""The typed description of a run: Run > Stage > {Model, Data, Optim, Engine, Grow}.
+
+Everything here is frozen and validated before a byte is allocated; nothing here imports torch. Growth is not written
+down anywhere as such: it is the difference of two neighbouring stages (`Stage.model`), and the `grow:` block only says
+which recipe each growing axis gets. `config_file.py` reads YAML into these classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+AXES = {
+    "layers": "layer",
+    "hidden": "hidden",
+    "heads": "head",
+    "head_size": "head_size",
+    "ffn": "ffn",
+    "positions": "position",
+    "segments": "segment",
+    "vocab_size": "vocab",
+    "stored_layers": "stored_layer",
+}
+"""Config key (plural, as in `model:` and `grow:`) -> name of the axis (singular, as in layouts, plans and ledgers)."""
+
+DEFAULT_VOCAB_SIZE = 30522
+"""Entries of the published BERT vocabulary; used where neither the model nor a store says how many there are."""
+
+
+class Frozen(BaseModel):
+    """A config block: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def whole(value: Any) -> Any:
+    """`6.0e9` and `"6e9"` (YAML 1.1 reads an exponent without sign as text) are whole numbers too."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+class Model(Frozen):
+    """The shape of one BERT. Sizes count units; `head_size` and `stored_layers` follow from the others if not given."""
+
+    layers: int = Field(gt=0)
+    """Executed transformer layers."""
+    hidden: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    ffn: int = Field(gt=0)
+    """Units of the feed-forward layer."""
+    head_size: int = Field(gt=0)
+    """Units of one attention head; hidden / heads unless given, and kept by a growth."""
+    stored_layers: int = Field(gt=0)
+    """Layers that own weights; layer i runs stored layer i mod stored_layers. Equal to `layers` unless given."""
+    vocab_size: int | None = Field(default=None, gt=0)
+    """Entries of the vocabulary; taken from the data store if not given."""
+    positions: int = Field(default=512, gt=0)
+    """Rows of the learned position table: the longest sequence in tokens."""
+    segments: int = Field(default=2, gt=0)
+    norm: Literal["post", "pre"] = "post"
+    """Where LayerNorm stands: after the residual sum (BERT) or before the block (transformers' MegatronBert)."""
+    nsp: bool = False
+    """Whether the model has a pooler and the next-sentence head."""
+    activation: Literal["gelu", "gelu_new", "relu"] = "gelu"
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    attention_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    norm_eps: float = Field(default=1e-12, gt=0.0)
+    init_std: float = Field(default=0.02, gt=0.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = {key: whole(value) for key, value in data.items()}
+        if data.get("head_size") is None and isinstance(data.get("hidden"), int) and isinstance(data.get("heads"), int):
+            hidden, heads = data["hidden"], data["heads"]
+            if heads > 0 and hidden % heads:
+                raise ValueError(
+                    f"heads {heads} do not divide hidden {hidden}; give a head_size, or heads that divide {hidden}"
+                )
+            data["head_size"] = hidden // heads if heads > 0 else 1
+        if data.get("stored_layers") is None and "layers" in data:
+            data["stored_layers"] = data["layers"]
+        return data
+
+    @model_validator(mode="after")
+    def _sharing(self) -> Model:
+        if self.layers % self.stored_layers:
+            raise ValueError(f"stored_layers {self.stored_layers} do not divide layers {self.layers}")
+        return self
+
+    @property
+    def shares_layers(self) -> bool:
+        """Whether one stored layer runs at more than one depth."""
+        return self.stored_layers != self.layers
+
+    @property
+    def vocab(self) -> int:
+        """Entries of the vocabulary."""
+        return self.vocab_size or DEFAULT_VOCAB_SIZE
+
+    def sizes(self) -> dict[str, int]:
+        """Axis name -> units."""
+        return {axis: self.vocab if key == "vocab_size" else getattr(self, key) for key, axis in AXES.items()}
+
+
+def inherit_model(previous: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a `model:` block, missing ones taken from the model before it.
+
+    The head size is kept by a growth, so it is written out; `stored_layers` stays with `layers` unless layers are shared.
+    """
+    merged = {**previous, **{key: value for key, value in given.items() if value is not None}}
+    unshared = previous.get("stored_layers") in (None, previous.get("layers"))
+    if given.get("stored_layers") is None and unshared:
+        merged.pop("stored_layers", None)
+    hidden, heads = whole(merged.get("hidden")), whole(merged.get("heads"))
+    if merged.get("head_size") is None and isinstance(hidden, int) and isinstance(heads, int):
+        if heads > 0 and hidden % heads == 0:
+            merged["head_size"] = hidden // heads
+    return merged
+
+
+class StoreShare(Frozen):
+    """One of several stores that are blended."""
+
+    path: str
+    weight: float = Field(default=1.0, gt=0.0)
+
+
+class Data(Frozen):
+    """Where the text comes from and what is asked of the model."""
+
+    store: str | tuple[StoreShare, ...] | None = None
+    """A folder made by `growth-ds prepare`, or several with weights."""
+    objective: Literal["mlm", "mlm+nsp"] = "mlm"
+    mask_prob: float = Field(default=0.15, gt=0.0, lt=1.0)
+    """Share of each row that is predicted: round(mask_prob x length) positions."""
+    whole_word: bool = False
+    nsp_negative: Literal["swap", "random"] = "swap"
+    """How the wrong second segment is made: A and B exchanged, or B from elsewhere (that B's text is then not read)."""
+    chunk: int | None = Field(default=None, gt=0)
+    """Tokens of text that stay together when documents are shuffled; the longest stage's row unless given."""
+    verify: bool = True
+    """Whether opening a store checks the SHA-256 of its files (about 1 s a GB)."""
+
+
+class Optim(Frozen):
+    """AdamW and its learning rate. The rate is a pure function of the step counter."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = Field(default=1e-4, gt=0.0)
+    """Peak learning rate."""
+    warmup: float = Field(default=0.01, ge=0.0)
+    """Below 1: fraction of the schedule's steps; else whole steps."""
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    final: float = Field(default=0.0, ge=0.0, le=1.0)
+    """The rate at the end of the decay as a fraction of the peak."""
+    schedule: Literal["run", "stage"] = "run"
+    """One warm-up and decay through all stages, or one for each stage."""
+    weight_decay: float = Field(default=0.01, ge=0.0)
+    """For matrices; biases and LayerNorm are never decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-6, gt=0.0)
+    clip: float = Field(default=1.0, ge=0.0)
+    """Largest global gradient norm; 0 switches clipping off."""
+
+    @model_validator(mode="after")
+    def _warmup_whole(self) -> Optim:
+        if self.warmup >= 1 and not float(self.warmup).is_integer():
+            raise ValueError(f"warmup {self.warmup} is neither a fraction below 1 nor whole steps")
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"betas {list(self.betas)} must lie in [0, 1)")
+        return self
+
+
+class Engine(Frozen):
+    """How DeepSpeed runs it."""
+
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """`auto`: bf16 where the processor multiplies it natively, else fp32."""
+    zero: dict[str, Any] = Field(default_factory=lambda: {"stage": 2})
+    """DeepSpeed's `zero_optimization` section; in YAML also a stage 0-3 or a JSON file."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Raw DeepSpeed JSON (a mapping or a file) for everything that has no key here."""
+    timeout_s: float = Field(default=1800.0, gt=0.0)
+    """How long a collective may wait for the other ranks."""
+
+    @field_validator("zero", mode="before")
+    @classmethod
+    def _zero(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = {"stage": value}
+        if isinstance(value, dict):
+            value = value.get("zero_optimization", value)
+            if value.get("stage") not in (0, 1, 2, 3):
+                raise ValueError(f"the ZeRO stage must be 0, 1, 2 or 3, not {value.get('stage')!r}")
+        return value
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _no_conflict(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, ours in OWNED_BY_US.items():
+            if key in value:
+                raise ValueError(f"'{key}' is set by '{ours}' here; remove it from the DeepSpeed JSON")
+        return value
+
+    @property
+    def stage(self) -> int:
+        """ZeRO stage, 0 to 3."""
+        return int(self.zero["stage"])
+
+
+OWNED_BY_US = {
+    "train_batch_size": "stages[].batch.global",
+    "train_micro_batch_size_per_gpu": "stages[].batch.micro",
+    "gradient_accumulation_steps": "stages[].batch",
+    "gradient_clipping": "optim.clip",
+    "optimizer": "optim",
+    "scheduler": "optim",
+    "bf16": "engine.precision",
+    "fp16": "engine.precision",
+    "data_types": "engine.precision",
+    "zero_optimization": "engine.zero",
+}
+"""Keys of a DeepSpeed JSON that a run states elsewhere: given twice, one of the two would silently win."""
+
+
+class Batch(Frozen):
+    """Sequences per step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    global_: int = Field(alias="global", gt=0)
+    """Sequences of one optimizer step, over all ranks."""
+    micro: int = Field(gt=0)
+    """Sequences of one forward on one rank."""
+
+    def accumulation(self, ranks: int) -> int:
+        """Micro-batches a step on each rank. Raises ValueError if the global batch cannot be split that way."""
+        if self.global_ % (self.micro * ranks):
+            raise ValueError(
+                f"batch.global {self.global_} is not a multiple of batch.micro {self.micro} x {ranks} rank(s)"
+            )
+        return self.global_ // (self.micro * ranks)
+
+
+Recipe = Literal["tile", "interleave", "identity"]
+
+
+class Grow(Frozen):
+    """Which recipe each growing axis gets, and what happens to the optimizer state."""
+
+    recipe: Recipe = "tile"
+    """For every growing axis that has no recipe of its own below."""
+    layers: Recipe | None = None
+    stored_layers: Recipe | None = None
+    hidden: Recipe | None = None
+    heads: Recipe | None = None
+    ffn: Recipe | None = None
+    positions: Recipe | None = None
+    moments: Literal["carry", "reset"] = "carry"
+    """Adam moments follow the weights by the law, or start at zero with the step count."""
+    require_exact: bool = False
+    """Refuse a growth that changes the function of the model."""
+
+    def recipe_for(self, key: str) -> str:
+        """Recipe of the axis with config key `key`."""
+        return getattr(self, key, None) or self.recipe
+
+
+class Stage(Frozen):
+    """A part of the run with one model, one length, one batch."""
+
+    model: Model
+    length: int = Field(gt=3)
+    """Tokens of one row, special tokens included."""
+    batch: Batch
+    optim: Optim
+    steps: int | None = Field(default=None, gt=0)
+    tokens: int | None = Field(default=None, gt=0)
+    grow: Grow = Grow()
+
+    _whole = field_validator("steps", "tokens", "length", mode="before")(whole)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Stage:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("give exactly one of 'steps' and 'tokens'")
+        if self.length > self.model.positions:
+            raise ValueError(f"length {self.length} exceeds model.positions {self.model.positions}")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of this stage."""
+        if self.steps is not None:
+            return self.steps
+        assert self.tokens is not None
+        return -(-self.tokens // (self.batch.global_ * self.length))
+
+
+class Checkpoint(Frozen):
+    """When state goes to disk."""
+
+    every: int = Field(default=500, gt=0)
+    """Steps between two checkpoints; one is always written before and after a growth and at the end."""
+    keep: int = Field(default=2, gt=0)
+    """Newest checkpoints that stay on disk."""
+
+
+class Log(Frozen):
+    """What is written while the run goes on."""
+
+    every: int = Field(default=10, gt=0)
+    """Steps between two lines on the terminal; `metrics.jsonl` has every step."""
+    tensorboard: bool = True
+
+
+class Evaluation(Frozen):
+    """Validation during the run: MLM loss and accuracy on the validation split, masks fixed."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between two validations; 0: only at the end of each stage."""
+    tokens: int = Field(default=65536, gt=0)
+    """Tokens of the validation split that are read, at the length of the last stage."""
+
+
+class Run(Frozen):
+    """A whole run, every default and derived size written out."""
+
+    name: str
+    seed: int = 42
+    data: Data = Data()
+    engine: Engine = Engine()
+    optim: Optim = Optim()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    evaluation: Evaluation = Evaluation()
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, data: Any) -> Any:
+        """Write out what a stage leaves unsaid: its model from the stage before, its optimizer from the run."""
+        if not isinstance(data, dict) or not isinstance(data.get("stages"), (list, tuple)):
+            return data
+        data = dict(data)
+        previous = data.pop("model", None) or {}
+        stages = []
+        for stage in data["stages"]:
+            if isinstance(stage, dict):
+                stage = dict(stage)
+                if isinstance(stage.get("model") or {}, dict) and isinstance(previous, dict):
+                    stage["model"] = previous = inherit_model(previous, stage.get("model") or {})
+                if isinstance(stage.get("optim") or {}, dict) and isinstance(data.get("optim") or {}, dict):
+                    stage["optim"] = {**(data.get("optim") or {}), **(stage.get("optim") or {})}
+            stages.append(stage)
+        data["stages"] = stages
+        return data
+
+    @model_validator(mode="after")
+    def _objective(self) -> Run:
+        for number, stage in enumerate(self.stages):
+            if self.data.objective == "mlm+nsp" and not stage.model.nsp:
+                raise ValueError(f"data.objective is mlm+nsp but stages.{number}.model.nsp is false")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of all stages."""
+        return sum(stage.total_steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> tuple[int, int]:
+        """(stage index, steps done in it) when `step` optimizer steps are done; (len(stages), 0) at the end."""
+        for index, stage in enumerate(self.stages):
+            if step < stage.total_steps:
+                return index, step
+            step -= stage.total_steps
+        return len(self.stages), 0
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change when a run goes on: all but where and how fast it is computed."""
+        tree = self.model_dump(mode="json", by_alias=True, exclude={"name", "engine", "checkpoint", "log"})
+        for stage in tree["stages"]:
+            del stage["batch"]["micro"]
+        tree["data"].pop("store"), tree["data"].pop("verify")
+        return tree
+
+    def digest(self) -> str:
+        """SHA-256 of `identity()`."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()

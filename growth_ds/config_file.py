@@ -1,0 +1,196 @@
+"""YAML -> Run: inheritance between stages, `--set`, file references, and errors that name file, key and fix."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import typing
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from growth_ds.config import Frozen, Grow, Model, Run, inherit_model
+from growth_ds.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped(relative: str) -> Path:
+    """A file of `configs/`, in a checkout or in an installed package."""
+    checkout = PACKAGE.parent / "configs" / relative
+    return checkout if checkout.exists() else PACKAGE / "configs" / relative
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice: YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML (or JSON) file. Raises UserError with file and line."""
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the path of a config") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a readable YAML file") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}: not valid YAML: {problem}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds {type(tree).__name__}, not a mapping of keys; see configs/ for examples")
+    return tree
+
+
+def load_run(path: str | Path, overrides: Iterable[str] = ()) -> Run:
+    """Read, override (`key.path=value`), resolve and validate a run. Raises UserError: one line, file and key named."""
+    path = Path(path)
+    tree = read_yaml(path)
+    for override in overrides:
+        _set(tree, override)
+    tree.setdefault("name", path.stem)
+    engine = tree.get("engine")
+    if isinstance(engine, dict):
+        for key in ("zero", "deepspeed"):
+            if isinstance(engine.get(key), str):
+                engine[key] = _referenced(path, f"engine.{key}", engine[key])
+    return validated(Run, tree, str(path))
+
+
+def load_model(path: str | Path, previous: Model) -> Model:
+    """A `model:` block in a file of its own; missing keys keep the value they have in `previous`."""
+    tree = read_yaml(Path(path))
+    return validated(Model, inherit_model(previous.model_dump(), tree), str(path))
+
+
+def load_grow(name_or_path: str, require_exact: bool = False) -> Grow:
+    """A recipe by name, or a `grow:` block in a file."""
+    if Path(name_or_path).suffix in (".yaml", ".yml", ".json"):
+        tree = read_yaml(Path(name_or_path))
+        source = name_or_path
+    else:
+        tree, source = {"recipe": name_or_path}, "--recipe"
+    if require_exact:
+        tree["require_exact"] = True
+    return validated(Grow, tree, source)
+
+
+def dump_run(run: Run) -> str:
+    """YAML that reads back as the same run, every default written out."""
+    return yaml.safe_dump(run.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+
+T = typing.TypeVar("T", bound=BaseModel)
+
+
+def validated(kind: type[T], tree: Mapping[str, Any], source: str) -> T:
+    """`kind` from a mapping; a pydantic error becomes one line for the user."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(kind, error)}") from None
+
+
+def _explain(kind: type[BaseModel], error: ValidationError) -> str:
+    """The first problem of a validation error, unknown keys first: they are usually the cause of the others."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(kind, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        fix = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}"
+        return f"{where}: unknown key; {fix}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if first["type"] == "missing":
+        return f"{where}: this key is required; add it"
+    given = "" if isinstance(first["input"], (dict, list)) else f" (given: {first['input']!r})"
+    more = f" [and {len(problems) - 1} more]" if len(problems) > 1 else ""
+    return f"{where}: {message}{given}{more}" if where else f"{message}{more}"
+
+
+def _keys_at(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Config keys of the block at a location such as ("stages", 1, "model")."""
+    current: Any = kind
+    for part in location:
+        if isinstance(part, int) or not _is_block(current):
+            continue
+        fields = {field.alias or name: field for name, field in current.model_fields.items()}
+        if part in fields:
+            current = _block_in(fields[part].annotation)
+    keys = [field.alias or name for name, field in current.model_fields.items()] if _is_block(current) else []
+    return [*keys, "model"] if current is Run else keys
+
+
+def _is_block(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Frozen)
+
+
+def _block_in(annotation: Any) -> Any:
+    """The config class inside an annotation such as `tuple[Stage, ...]` or `Optim | None`."""
+    if _is_block(annotation):
+        return annotation
+    for inner in typing.get_args(annotation):
+        found = _block_in(inner)
+        if _is_block(found):
+            return found
+    return None
+
+
+def _referenced(config: Path, key: str, name: str) -> dict[str, Any]:
+    """The JSON file that a key names: from the working directory, beside the config, or shipped with the package."""
+    candidates = [Path(name), config.parent / name, shipped(name.removeprefix("configs/"))]
+    for candidate in candidates:
+        if candidate.is_file():
+            try:
+                tree = json.loads(candidate.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{candidate}: not valid JSON: {error}") from None
+            if not isinstance(tree, dict):
+                raise UserError(f"{candidate}: holds {type(tree).__name__}, not a DeepSpeed configuration")
+            return tree
+    raise UserError(f"{config}: {key}: no file '{name}'; give a ZeRO stage (0-3) or the path of a DeepSpeed JSON")
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    """Apply one `a.b.0.c=value`; the value is YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: not of the form key=value, for example stages.0.steps=10")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not valid YAML") from None
+    parts = key.split(".")
+    node: Any = tree
+    for position, part in enumerate(parts):
+        last = position == len(parts) - 1
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise UserError(f"--set {override}: '{part}' is not an index below {len(node)}")
+            if last:
+                node[int(part)] = value
+            else:
+                node = node[int(part)]
+        elif isinstance(node, dict):
+            if last:
+                node[part] = value
+            else:
+                node = node.setdefault(part, {}) if node.get(part) is not None else node.__setitem__(part, {}) or node[part]
+        else:
+            raise UserError(f"--set {override}: '{'.'.join(parts[:position])}' holds no keys")

@@ -1,0 +1,1 @@
+"""The growth algebra: axis maps, recipes, plans, and their application to weights and Adam moments."""

@@ -1,0 +1,1 @@
+"""Our BERT: the module, its layout table, its initialisation and its cost."""

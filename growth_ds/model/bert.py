@@ -1,0 +1,158 @@
+"""BERT as published (Devlin et al. 2019, arXiv 1810.04805), the whole model in one file.
+
+Post-LN by default; `norm: pre` is transformers' MegatronBert (no norm after the embeddings, one after the last layer).
+The MLM head runs on the masked positions only, and its decoder is the word embedding.
+
+Shapes: B rows, T positions, H hidden, N heads, D head size, F ffn, V vocabulary, M predicted positions of a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from growth_ds.config import Model
+
+
+class BatchLike(Protocol):
+    """What the model reads of a batch (see `growth_ds.data.loader.Batch`)."""
+
+    ids: Tensor
+    segments: Tensor
+    attention_mask: Tensor | None
+    positions: Tensor
+    labels: Tensor
+    nsp_labels: Tensor | None
+
+
+def _activation(name: str, x: Tensor) -> Tensor:
+    if name == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_new" else "none")
+
+
+class Embeddings(nn.Module):
+    """Word + learned position + segment, normalised in post-LN models."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.word = nn.Embedding(model.vocab, model.hidden)
+        self.position = nn.Embedding(model.positions, model.hidden)
+        self.segment = nn.Embedding(model.segments, model.hidden)
+        self.norm = nn.LayerNorm(model.hidden, eps=model.norm_eps) if model.norm == "post" else None
+        self.dropout = model.dropout
+
+    def forward(self, ids: Tensor, segments: Tensor) -> Tensor:
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        x = self.word(ids) + self.position(positions) + self.segment(segments)  # (B, T, H)
+        if self.norm is not None:
+            x = self.norm(x)
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Layer(nn.Module):
+    """Self-attention and feed-forward, each with its residual."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        inner = model.heads * model.head_size
+        self.qkv = nn.Linear(model.hidden, 3 * inner)
+        self.out = nn.Linear(inner, model.hidden)
+        self.attention_norm = nn.LayerNorm(model.hidden, eps=model.norm_eps)
+        self.up = nn.Linear(model.hidden, model.ffn)
+        self.down = nn.Linear(model.ffn, model.hidden)
+        self.ffn_norm = nn.LayerNorm(model.hidden, eps=model.norm_eps)
+        self.model = model
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.model.norm == "pre":
+            x = x + self._attention(self.attention_norm(x), mask)
+            return x + self._ffn(self.ffn_norm(x))
+        x = self.attention_norm(x + self._attention(x, mask))
+        return self.ffn_norm(x + self._ffn(x))
+
+    def _attention(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        rows, length, _ = x.shape
+        qkv = self.qkv(x).view(rows, length, 3, self.model.heads, self.model.head_size)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, N, T, D)
+        dropout = self.model.attention_dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        mixed = mixed.transpose(1, 2).reshape(rows, length, -1)  # (B, T, N*D)
+        return F.dropout(self.out(mixed), self.model.dropout, self.training)
+
+    def _ffn(self, x: Tensor) -> Tensor:
+        x = self.down(_activation(self.model.activation, self.up(x)))
+        return F.dropout(x, self.model.dropout, self.training)
+
+
+class Head(nn.Module):
+    """The MLM head: transform, norm, and the word embedding as decoder."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.dense = nn.Linear(model.hidden, model.hidden)
+        self.norm = nn.LayerNorm(model.hidden, eps=model.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(model.vocab))
+        self.activation = model.activation
+
+    def forward(self, x: Tensor, word: Tensor) -> Tensor:
+        x = self.norm(_activation(self.activation, self.dense(x)))
+        return F.linear(x, word, self.bias)  # (..., V)
+
+
+class Bert(nn.Module):
+    """The model. `forward(batch)` gives the sums that a training step divides by global counts."""
+
+    external_parameters: ClassVar[dict[str, list[str]]] = {"head": ["embeddings.word.weight"]}
+    """Parameters that a submodule uses but does not own; ZeRO-3 must gather them for it."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+        self.embeddings = Embeddings(model)
+        self.layers = nn.ModuleList(Layer(model) for _ in range(model.stored_layers))
+        self.norm = nn.LayerNorm(model.hidden, eps=model.norm_eps) if model.norm == "pre" else None
+        self.head = Head(model)
+        self.pooler = nn.Linear(model.hidden, model.hidden) if model.nsp else None
+        self.nsp = nn.Linear(model.hidden, 2) if model.nsp else None
+
+    @property
+    def layer_order(self) -> list[int]:
+        """Which stored layer runs at each depth."""
+        return [depth % self.model.stored_layers for depth in range(self.model.layers)]
+
+    def encode(self, ids: Tensor, segments: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """ids, segments (B, T) int64; attention_mask (B, T) bool, None = no padding -> hidden states (B, T, H)."""
+        mask = None if attention_mask is None else attention_mask[:, None, None, :]
+        x = self.embeddings(ids, segments)
+        for stored in self.layer_order:
+            x = self.layers[stored](x, mask)
+        return x if self.norm is None else self.norm(x)
+
+    def next_sentence(self, hidden: Tensor) -> Tensor | None:
+        """Hidden states (B, T, H) -> logits (B, 2): next, not next; None without the head."""
+        if self.pooler is None or self.nsp is None:
+            return None
+        return self.nsp(torch.tanh(self.pooler(hidden[:, 0])))
+
+    def predict(self, ids: Tensor, segments: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Every position's MLM logits (B, T, V) and the NSP logits (B, 2) or None."""
+        hidden = self.encode(ids, segments, mask)
+        return self.head(hidden, self.embeddings.word.weight), self.next_sentence(hidden)
+
+    def forward(self, batch: BatchLike) -> dict[str, Any]:
+        """Sums over the batch, scalars: cross-entropy "mlm" (labels >= 0) and "nsp" in nats; in eval mode "mlm_correct"."""
+        hidden = self.encode(batch.ids, batch.segments, batch.attention_mask)
+        predicted = hidden.flatten(0, 1)[batch.positions]  # (M, H)
+        logits = self.head(predicted, self.embeddings.word.weight).float()  # (M, V)
+        sums = {"mlm": F.cross_entropy(logits, batch.labels, ignore_index=-100, reduction="sum")}
+        if not self.training:
+            sums["mlm_correct"] = (logits.argmax(-1) == batch.labels).sum()
+        if batch.nsp_labels is not None:
+            answers = self.next_sentence(hidden)
+            if answers is not None:
+                sums["nsp"] = F.cross_entropy(answers.float(), batch.nsp_labels, reduction="sum")
+        return sums

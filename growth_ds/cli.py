@@ -1,0 +1,218 @@
+"""`growth-ds`: parses, calls, exits. Every heavy import waits until its verb runs.
+
+Exit codes: 0 done, 2 something the user gave cannot be used (one line on stderr), 75 stopped and saved, else a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from growth_ds.errors import UserError
+
+app = typer.Typer(
+    name="growth-ds",
+    help="Progressive-growth pre-training of BERT on DeepSpeed: start small, grow while training.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+USER_ERROR = 2
+
+Config = Annotated[Path, typer.Argument(help="A run's YAML file, for example configs/run/demo.yaml.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key: stages.0.steps=10. May be repeated.")]
+Ranks = Annotated[int, typer.Option("--ranks", min=1, help="Processes on this machine.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is at --out.")]
+CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint folder, or a run folder (its newest whole one).")]
+
+
+@app.callback()
+def root(local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)] = 0) -> None:
+    """Launchers put --local_rank before the verb; the environment says the same."""
+
+
+@app.command(epilog="Example: growth-ds prepare corpus/*.jsonl.gz --out data/wiki --vocab-size 16000")
+def prepare(
+    inputs: Annotated[list[str], typer.Argument(help=".txt or .jsonl (field text), plain, .gz or .zst; folders, globs.")],
+    out: Annotated[Path, typer.Option(help="Folder of the store.")],
+    tokenizer: Annotated[str, typer.Option(help="'sentencepiece', a vocab.txt, or a tokenizer folder.")] = "sentencepiece",
+    vocab_size: Annotated[int, typer.Option(min=16, help="Pieces, for sentencepiece.")] = 8192,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,
+    valid: Annotated[float, typer.Option(help="Share of the documents kept for validation.")] = 0.02,
+    errors: Annotated[str, typer.Option(help="Text that is not UTF-8: 'strict' stops, 'replace' goes on.")] = "strict",
+    force: Force = False,
+) -> None:
+    """Turn text into a store: tokens on disk, memory-mapped, with their tokenizer."""
+    from growth_ds.data.prepare import prepare as build
+
+    if errors not in ("strict", "replace"):
+        raise UserError(f"--errors: '{errors}' is neither strict nor replace")
+    store = build(
+        inputs, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid=valid, errors=errors, force=force
+    )
+    for name in ("train", "valid"):
+        split = store.split(name)
+        typer.echo(f"{out}: {name} {split.tokens:,} tokens in {split.documents:,} documents")
+
+
+@app.command(epilog="Example: growth-ds plan configs/run/bert-large-stack.yaml --ranks 8")
+def plan(config: Config, ranks: Ranks = 1, as_json: Json = False, sets: Sets = None) -> None:
+    """Show what a run costs and what each growth does. Needs no data and allocates nothing."""
+    from growth_ds.config_file import load_run
+    from growth_ds.planning import plan_run, print_plan
+
+    record = plan_run(load_run(config, sets or ()), ranks)
+    typer.echo(json.dumps(record, indent=1)) if as_json else print_plan(record)
+
+
+@app.command(epilog="Example: growth-ds train configs/run/demo.yaml --ranks 2 --set stages.0.steps=50")
+def train(
+    config: Config,
+    run_dir: Annotated[Path | None, typer.Option(help="Default: ./runs/<config name>/.")] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Start this many ranks with the deepspeed launcher.")] = None,
+    resume: Annotated[str, typer.Option(help="'auto' goes on where the folder's run stopped; 'never' refuses.")] = "auto",
+    sets: Sets = None,
+) -> None:
+    """Train, growing between stages. Under a launcher (deepspeed, torchrun, mpirun) this is one rank."""
+    if resume not in ("auto", "never"):
+        raise UserError(f"--resume: '{resume}' is neither auto nor never")
+    from growth_ds.config_file import load_run
+
+    run = load_run(config, sets or ())
+    folder = run_dir or Path("runs") / run.name
+    if ranks is not None and "RANK" not in os.environ and "OMPI_COMM_WORLD_RANK" not in os.environ:
+        from growth_ds.launch import train_ranks
+
+        raise typer.Exit(train_ranks(config, folder, ranks, resume, list(sets or ())))
+    from growth_ds.trainer import train as train_here
+
+    raise typer.Exit(train_here(run, folder, resume == "auto"))
+
+
+@app.command(epilog="Example: growth-ds grow runs/demo --to configs/model/base.yaml --recipe tile --out grown")
+def grow(
+    source: CheckpointPath,
+    to: Annotated[Path, typer.Option(help="YAML with the keys of a `model:` block; missing ones stay.")],
+    recipe: Annotated[str, typer.Option(help="tile, interleave, identity, or a YAML with the keys of a `grow:` block.")],
+    out: Annotated[Path, typer.Option(help="Folder of the grown checkpoint.")],
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Grow a checkpoint: weights and, if it has them, both Adam moments."""
+    from growth_ds import offline
+    from growth_ds.config_file import load_grow, load_model
+    from growth_ds.planning import describe
+
+    checkpoint = offline.find_checkpoint(source)
+    target, policy = load_model(to, checkpoint.model), load_grow(recipe)
+    made = offline.grow_checkpoint(checkpoint, target, policy, out, force)
+    if as_json:
+        typer.echo(json.dumps(made.to_json(), indent=1))
+    else:
+        for line in describe(made) or ["no axis grew"]:
+            typer.echo(line)
+        typer.echo(f"{out}: {'exact' if made.exact else 'not exact'}, digest {made.digest()[:12]}")
+
+
+@app.command(epilog="Example: growth-ds evaluate runs/demo --store runs/demo/store --json")
+def evaluate(
+    source: CheckpointPath,
+    store: Annotated[Path | None, typer.Option(help="Measure MLM loss and accuracy on its validation split.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens of a row; default: 128, or the model's positions.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens that are read at most.")] = 262144,
+    logits: Annotated[Path | None, typer.Option(help="npz with ids, mask, types: write our logits for them.")] = None,
+    out: Annotated[Path | None, typer.Option(help="npz for --logits: mlm [B,T,V] and nsp [B,2].")] = None,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Measure a model on a store, or write the logits of our own forward."""
+    from growth_ds import offline
+
+    if (store is None) == (logits is None) or (logits is None) != (out is None):
+        raise UserError("evaluate: give either --store STORE, or --logits IN.npz with --out OUT.npz")
+    checkpoint = offline.find_checkpoint(source)
+    if store is not None:
+        record: dict[str, Any] = offline.evaluate_store(checkpoint, store, length, tokens)
+        lines = [f"{key}: {value:.6g}" for key, value in record.items()]
+    else:
+        assert logits is not None
+        assert out is not None
+        record = {key: list(shape) for key, shape in offline.evaluate_logits(checkpoint, logits, out, force).items()}
+        lines = [f"{out}: {key} {shape}" for key, shape in record.items()]
+    typer.echo(json.dumps(record) if as_json else "\n".join(lines))
+
+
+@app.command(epilog="Example: growth-ds export runs/demo --out my-bert")
+def export(
+    source: CheckpointPath,
+    out: Annotated[Path, typer.Option(help="Folder that transformers opens.")],
+    force: Force = False,
+) -> None:
+    """Write a Hugging Face folder: config, safetensors, tokenizer."""
+    from growth_ds import offline
+
+    offline.check_free(out, force)
+    offline.export_checkpoint(offline.find_checkpoint(source), out, force)
+    typer.echo(f"{out}: open with transformers.AutoModelForMaskedLM.from_pretrained('{out}')")
+
+
+@app.command("import", epilog="Example: growth-ds import bert-base-uncased/ --out checkpoints/bert-base")
+def import_(
+    source: Annotated[Path, typer.Argument(help="A Hugging Face folder of a BERT or MegatronBert.")],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+    force: Force = False,
+) -> None:
+    """Turn a Hugging Face folder into a checkpoint (without optimizer state)."""
+    from growth_ds import offline
+    from growth_ds.model.cost import parameters
+
+    model = offline.import_checkpoint(source, out, force)
+    typer.echo(f"{out}: {model.layers} layers of {model.hidden}, {parameters(model):,} parameters")
+
+
+@app.command(epilog="Example: growth-ds demo")
+def demo(
+    run_dir: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    ranks: Ranks = 2,
+    sets: Sets = None,
+) -> None:
+    """Grow a BERT on the text of the installed Python library, beside a control from scratch. No network, no data."""
+    from growth_ds.demo import run_demo
+
+    raise typer.Exit(run_demo(run_dir, ranks, list(sets or ())))
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")))
+
+
+def main() -> None:
+    """The console script."""
+    usage_error = typer.BadParameter.__mro__[2]  # ClickException: typer 0.16 and later may bring their own click
+    try:
+        code = app(standalone_mode=False) or 0
+    except UserError as error:
+        code = _refuse(str(error))
+    except usage_error as error:
+        code = _refuse(f"growth-ds: {error.format_message()} See growth-ds --help.".replace("\n", " "))
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if "growth_ds.engine.launch" in sys.modules or "RANK" in os.environ:
+        from growth_ds.engine.launch import report_exit
+
+        report_exit(code)
+    if "growth_ds.engine.distributed" in sys.modules:
+        sys.modules["growth_ds.engine.distributed"].shutdown()
+    sys.exit(code)
+
+
+def _refuse(line: str) -> int:
+    if _rank() == 0:
+        print(" ".join(line.split()), file=sys.stderr)
+    return USER_ERROR

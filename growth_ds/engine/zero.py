@@ -1,0 +1,312 @@
+"""ZeroEngine: DeepSpeed behind four verbs. `step`, `evaluate`, `state`, `close`.
+
+The module's contract: `module(batch)` gives a dict of scalar *sums* ({"mlm": sum of cross-entropies, ...}) and
+`batch.counts()` a dict of the numbers they are divided by ({"mlm": labels, ...}). The loss is
+
+    loss = sum over k of  (sum of k over all ranks and micro-batches) / (count of k over the same)
+
+and its gradient is exactly that, whatever the number of ranks and micro-batches and however unevenly the labels
+fall: counts are summed over all of them before the first forward. Keys of the module that have no count (correct
+predictions) are only reported. Batches have to be on `engine.device`.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from growth_ds.engine import distributed, ds_config, scrub
+from growth_ds.engine.distributed import RankError
+from growth_ds.engine.fragments import for_engine
+from growth_ds.engine.scrub import live_engines
+from growth_ds.engine.state import TensorState
+from growth_ds.engine.zero_state import ZeroStore
+from growth_ds.errors import UserError
+
+__all__ = ["StepResult", "ZeroEngine", "live_engines"]
+
+_MAX_KEYS = 8  # positions for counts in the one exchange before a step: fixed, so that a failing rank can take part
+ParamGroups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, equal on all ranks. `losses` are means per key, `loss` their sum.
+
+    `grad_norm` is the norm of the whole gradient before clipping (inf when it overflowed). `skipped`: the gradient was
+    not finite and nothing was updated. `stop`: some rank asked to stop.
+    """
+
+    losses: dict[str, float]
+    loss: float
+    grad_norm: float
+    stop: bool
+    skipped: bool
+
+
+class ZeroEngine:
+    """A module under DeepSpeed with AdamW. `init_distributed` comes first; all ranks build it alike.
+
+    Args:
+        module: in fp32. It is cast, moved and partitioned in place; rank 0's weights are the ones that count.
+        param_groups: [{"params": [...], "weight_decay": x, "name": str, "lr_scale": 1.0 (optional)}, ...] over all
+            parameters, or a function that makes it from the module.
+        zero: DeepSpeed's `zero_optimization` options ({"stage": 0..3, ...}) or a JSON that has them.
+        precision: "fp32", "bf16", "fp16" or "auto".
+        clip: largest norm of the gradient; 0 switches clipping off.
+        optimizer: {"lr": ..., "betas": (b1, b2), "eps": ...}; `step` sets the lr that is used.
+        extra: more DeepSpeed options, merged; UserError when one contradicts ours.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        param_groups: ParamGroups | Callable[[nn.Module], ParamGroups],
+        *,
+        zero: dict[str, Any],
+        precision: str,
+        micro_batch: int,
+        accumulation: int,
+        clip: float,
+        optimizer: dict[str, Any],
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        self._precision = ds_config.resolve_precision(precision)
+        self._accumulation = accumulation
+        config = ds_config.build(zero, self._precision, micro_batch, accumulation, clip, extra or {})
+        self._stage = int(config["zero_optimization"]["stage"])
+        groups = param_groups(module) if callable(param_groups) else param_groups
+        params = dict(module.named_parameters())
+        _check_groups(groups, params)
+        self._snapshot = scrub.Snapshot(module)
+        shapes = {name: tuple(param.shape) for name, param in params.items()}
+        exact = {name: param.detach() for name, param in params.items()} if self._precision != "fp32" else {}
+        self._ds: Any = _initialize(module, groups, config, optimizer)
+        scrub.track(self._ds)
+        self._fragments = for_engine(self._ds, distributed.rank())
+        self._store = ZeroStore(self._fragments, params, shapes)
+        if self._stage == 0 and self._precision != "fp32":
+            _accumulate_in_fp32(params, accumulation)
+        if self._stage == 3:
+            _register_external(module)
+        self._restore_exact(exact)
+
+    def _restore_exact(self, exact: dict[str, Tensor]) -> None:
+        """Undo the rounding of the masters: DeepSpeed casts the module to 16 bits before it copies them to fp32.
+
+        Unrounded masters cost nothing to keep until here (the cast makes new tensors) and growth would otherwise drop
+        the low bits of every weight each time.
+        """
+        for name in list(exact):
+            weight = exact.pop(name).float()
+            self._store.write(name, TensorState(weight, None, None, 0) if self.rank == 0 else None)
+
+    @property
+    def state(self) -> ZeroStore:
+        """The full training state, readable and writable by name; collective."""
+        return self._store
+
+    @property
+    def rank(self) -> int:
+        """Global rank."""
+        return distributed.rank()
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return distributed.world_size()
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches have to be."""
+        return distributed.device()
+
+    @property
+    def precision(self) -> str:
+        """"fp32", "bf16" or "fp16", resolved."""
+        return self._precision
+
+    @property
+    def stage(self) -> int:
+        """ZeRO stage."""
+        return self._stage
+
+    @property
+    def peak_memory(self) -> int:
+        """Most bytes this rank has used: GPU memory, or resident memory of the process without one."""
+        if torch.cuda.is_available():
+            return int(torch.cuda.max_memory_allocated())
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def step(self, micro_batches: Sequence[Any], lr: float, stop: bool = False) -> StepResult:
+        """Forward, backward and one AdamW step on `accumulation` micro-batches at learning rate `lr`.
+
+        Collective. RankError when another rank failed before the forward (unreadable batch, wrong number of them).
+        """
+        totals, any_stop = self._exchange(micro_batches, stop)
+        self._store.check_steps()
+        for group in self._fragments.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        self._ds.train()
+        # DeepSpeed averages over ranks and micro-batches; this factor turns the average into sum / count.
+        spread = self.world_size * self._accumulation
+        sums = {key: torch.zeros((), dtype=torch.float64, device=self.device) for key in totals}
+        norm = 0.0
+        for index, batch in enumerate(micro_batches):
+            output = self._ds(batch)
+            parts = [output[key].float() * (spread / count if count else 0.0) for key, count in totals.items()]
+            self._ds.backward(torch.stack(parts).sum())
+            for key, total in sums.items():
+                total += output[key].detach().double()
+            if index == len(micro_batches) - 1:
+                norm = self._norm_before_step()
+            self._ds.step()
+        norm, skipped = self._outcome(norm)
+        return self._result(totals, sums, norm, any_stop, skipped)
+
+    def _exchange(self, micro_batches: Sequence[Any], stop: bool) -> tuple[dict[str, int], bool]:
+        """Counts per key over all ranks and micro-batches, and whether any rank stops; one small all-reduce."""
+        counts: dict[str, int] = {}
+        error: Exception | None = None
+        try:
+            if len(micro_batches) != self._accumulation:
+                raise ValueError(f"{len(micro_batches)} micro-batches given, accumulation is {self._accumulation}")
+            for batch in micro_batches:
+                for key, count in batch.counts().items():
+                    counts[key] = counts.get(key, 0) + int(count)
+            if len(counts) > _MAX_KEYS:
+                raise ValueError(f"{len(counts)} loss keys, at most {_MAX_KEYS} are exchanged")
+        except Exception as failure:  # any: the other ranks must be told before it leaves here
+            counts, error = {}, failure
+        keys = sorted(counts)
+        vector = [counts[key] for key in keys] + [0] * (_MAX_KEYS - len(keys)) + [stop, error is not None]
+        summed = distributed.reduce_integers(vector)
+        if error is not None:
+            raise error
+        if summed[-1]:
+            raise RankError("another rank failed before the step; its own message says why")
+        return dict(zip(keys, summed, strict=False)), bool(summed[-2])
+
+    def _norm_before_step(self) -> float:
+        """The gradient norm where DeepSpeed does not report one: ZeRO-0 in fp32 (reduced, not yet clipped).
+
+        There it does not look for overflow either: a gradient that is not finite is dropped here.
+        """
+        if not isinstance(self._ds.optimizer, torch.optim.Optimizer):
+            return math.nan
+        grads = [param.grad for param in self._ds.module.parameters() if param.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(grads))
+        if not math.isfinite(norm):
+            for param in self._ds.module.parameters():
+                param.grad = None
+        return norm
+
+    def _outcome(self, norm: float) -> tuple[float, bool]:
+        """(gradient norm, skipped) of the step that was just made."""
+        if isinstance(self._ds.optimizer, torch.optim.Optimizer):
+            return (norm, False) if math.isfinite(norm) else (math.inf, True)
+        return float(self._ds.get_global_grad_norm()), not self._ds.was_step_applied()
+
+    def _result(
+        self, totals: dict[str, int], sums: dict[str, Tensor], norm: float, stop: bool, skipped: bool
+    ) -> StepResult:
+        summed = distributed.reduce_floats([float(value) for value in sums.values()])
+        losses = {
+            key: total / count if count else 0.0
+            for (key, count), total in zip(totals.items(), summed, strict=True)
+        }
+        return StepResult(losses, math.fsum(losses.values()), norm, stop, skipped)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Any]) -> tuple[dict[str, float], dict[str, int]]:
+        """Sums of everything the module returns and of the counts, over all batches of all ranks, in eval mode.
+
+        Collective: every rank gives the same number of batches (ZeRO-3 gathers weights in each forward).
+        """
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        was_training = self._ds.module.training
+        self._ds.eval()
+        try:
+            for batch in batches:
+                for key, value in self._ds(batch).items():
+                    sums[key] = sums.get(key, 0) + value.detach().double()
+                for key, count in batch.counts().items():
+                    counts[key] = counts.get(key, 0) + int(count)
+        finally:
+            self._ds.train(was_training)
+        names, keys = sorted(sums), sorted(counts)
+        totals = distributed.reduce_floats([float(sums[name]) for name in names])
+        whole = distributed.reduce_integers([counts[key] for key in keys])
+        return dict(zip(names, totals, strict=True)), dict(zip(keys, whole, strict=True))
+
+    def close(self) -> None:
+        """Free optimizer, masters and hooks; the module is a plain one again (under ZeRO-3 without its weights).
+
+        The engine and its `state` cannot be used afterwards. Safe to call twice.
+        """
+        if self._ds is None:
+            return
+        scrub.dismantle(self._ds, self._snapshot)
+        self._ds = self._fragments = self._store = self._snapshot = None  # type: ignore[assignment]
+
+
+def _check_groups(groups: ParamGroups, params: dict[str, nn.Parameter]) -> None:
+    """ValueError unless every parameter is in exactly one group: one left out would have no state to grow."""
+    names = {param: name for name, param in params.items()}
+    seen: set[str] = set()
+    for group in groups:
+        for param in group["params"]:
+            name = names.get(param)
+            if name is None or name in seen:
+                raise ValueError(f"parameter groups: {name or 'a tensor that is no parameter'} is given twice or foreign")
+            seen.add(name)
+    if len(seen) < len(params):
+        raise ValueError(f"parameter groups: {next(name for name in params if name not in seen)} is in no group")
+
+
+def _initialize(module: nn.Module, groups: ParamGroups, config: dict[str, Any], options: dict[str, Any]) -> Any:
+    """DeepSpeed's engine over a torch AdamW, so that no optimizer op is compiled at the start."""
+    import deepspeed
+
+    distributed.quiet_deepspeed()
+    # lr 0: FP16_UnfusedOptimizer steps once on zero gradients in its constructor, and AdamW would decay the weights.
+    settings = {"lr": 0.0, "betas": tuple(options["betas"]), "eps": options["eps"]}
+    tensors = [dict(group, params=list(group["params"])) for group in groups if group["params"]]
+    try:
+        adamw = torch.optim.AdamW(tensors, fused=True, **settings)
+    except RuntimeError:  # a device or dtype without the fused kernel
+        adamw = torch.optim.AdamW(tensors, foreach=True, **settings)
+    engine, _, _, _ = deepspeed.initialize(
+        model=module, optimizer=adamw, config=config, dist_init_required=False, model_parameters=None
+    )
+    return engine
+
+
+def _accumulate_in_fp32(params: dict[str, nn.Parameter], accumulation: int) -> None:
+    """ZeRO-0 in 16 bits: let autograd keep `.grad` in fp32, which DeepSpeed then reduces, clips and copies as it is."""
+    if hasattr(torch.Tensor, "grad_dtype"):
+        for param in params.values():
+            param.grad_dtype = torch.float32
+    elif accumulation > 1:
+        raise UserError("engine.zero.stage: 0 in 16 bits accumulates in 16 bits with this torch; use stage 1 or a newer torch")
+
+
+def _register_external(module: nn.Module) -> None:
+    """Tell ZeRO-3 which parameters a submodule uses without owning them (tied embeddings in the head).
+
+    The module may name them: `external_parameters = {"submodule": ["parameter name", ...]}`. DeepSpeed notices such uses
+    by itself in the first forward, but only through attribute access; named ones are gathered in time from the start.
+    """
+    import deepspeed
+
+    named: dict[str, list[str]] = getattr(module, "external_parameters", {})
+    for owner, names in named.items():
+        for name in names:
+            deepspeed.zero.register_external_parameter(module.get_submodule(owner), module.get_parameter(name))

@@ -1,0 +1,1 @@
+"""Judging a model: masked-LM loss and accuracy with fixed masks, and the unigram baseline."""

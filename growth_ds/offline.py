@@ -1,0 +1,193 @@
+"""Work on checkpoints without an engine: import, export, grow, evaluate. One process, CPU, one tensor at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from growth_ds.checkpoint import MANIFEST, Checkpoint, CheckpointWriter, open_verified
+from growth_ds.config import Data, Grow, Model
+from growth_ds.coordinator import growth_plan
+from growth_ds.engine.state import TensorState
+from growth_ds.errors import UserError
+from growth_ds.growth.apply import grow_state
+from growth_ds.growth.plan import GrowthPlan
+from growth_ds.model.bert import Bert
+from growth_ds.model.layout import parameter_shapes
+from growth_ds.run_folder import RunFolder
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint folder, or the newest whole checkpoint of a run folder; every byte compared with its manifest.
+
+    Raises UserError if there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return open_verified(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; give a checkpoint or a run folder")
+    checkpoint = RunFolder(path).newest()
+    if checkpoint is None:
+        raise UserError(f"{path}: neither a checkpoint (no {MANIFEST}) nor a run with checkpoints")
+    return checkpoint
+
+
+def check_free(out: Path, force: bool) -> None:
+    """Raises UserError if something is at `out` already and may not be replaced."""
+    if out.exists() and not force:
+        raise UserError(f"{out}: exists; give another --out, or --force to replace it")
+
+
+def write_checkpoint(
+    out: Path, model: Model, read: Callable[[str], TensorState], facts: dict[str, Any], *, moments: bool,
+    tokenizer: Path | None, force: bool,
+) -> None:  # fmt: skip
+    """A whole checkpoint from a function name -> state."""
+    check_free(out, force)
+    with CheckpointWriter(out, model, moments=moments, facts=facts, tokenizer=tokenizer) as writer:
+        for name in parameter_shapes(model):
+            writer.add(name, read(name))
+        if out.exists() and not (out / MANIFEST).is_file():
+            raise UserError(f"{out}: exists and is not a checkpoint; --force replaces only checkpoints")
+        writer.commit()
+
+
+def grow_checkpoint(source: Checkpoint, target: Model, grow: Grow, out: Path, force: bool) -> GrowthPlan:
+    """Write the grown checkpoint. Raises UserError for a growth that cannot be, before anything is written."""
+    plan = growth_plan(source.model, target, grow)
+    facts = {**source.facts, "grown": [*source.facts.get("grown", []), plan.to_json()]}
+    facts.pop("probe", None)
+    write_checkpoint(
+        out,
+        target,
+        lambda name: grow_state(plan, name, source.read),
+        facts,
+        moments=source.moments and plan.moments == "carry",
+        tokenizer=source.tokenizer,
+        force=force,
+    )
+    return plan
+
+
+def import_checkpoint(folder: Path, out: Path, force: bool) -> Model:
+    """A Hugging Face folder as a checkpoint without optimizer state. Raises UserError."""
+    from growth_ds.interop.huggingface import read_huggingface
+
+    check_free(out, force)
+    imported = read_huggingface(folder)
+
+    def read(name: str) -> TensorState:
+        return TensorState(imported.weights[name].float(), None, None, 0)
+
+    facts = {"step": 0, "stage": 0, "seconds": 0.0, "imported_from": folder.name}
+    tokenizer = tokenizer_only(imported.tokenizer, out) if imported.tokenizer else None
+    try:
+        write_checkpoint(
+            out, imported.model, read, facts, moments=False, tokenizer=tokenizer, force=force
+        )
+    finally:
+        if tokenizer:
+            shutil.rmtree(tokenizer, ignore_errors=True)
+    return imported.model
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
+
+
+def tokenizer_only(folder: Path, near: Path) -> Path:
+    """A temporary folder beside `near` with just the tokenizer's files."""
+    temporary = near.with_name(f".{near.name}.tokenizer")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, temporary / name)
+    return temporary
+
+
+def export_checkpoint(source: Checkpoint, out: Path, force: bool) -> None:
+    """A checkpoint as a folder that transformers opens. Raises UserError for a shape it cannot hold."""
+    from growth_ds.interop.huggingface import write_huggingface
+
+    write_huggingface(source.model, lambda name: source.tensor("weight", name), out, source.tokenizer, force)
+
+
+def load_module(source: Checkpoint) -> Bert:
+    """The model of a checkpoint, fp32, in eval mode."""
+    with torch.device("meta"):
+        module = Bert(source.model)
+    module.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(source.tensor("weight", name))
+    return module.eval()
+
+
+def evaluate_logits(source: Checkpoint, inputs: Path, out: Path, force: bool) -> dict[str, tuple[int, ...]]:
+    """Our own forward on given rows.
+
+    `inputs`: npz with `ids` [B, T] and, if wanted, `mask` [B, T] (1 = token, 0 = padding) and `types` [B, T].
+    Writes npz with `mlm` [B, T, V] and, if the model has the head, `nsp` [B, 2], float32. Returns their shapes.
+    """
+    check_free(out, force)
+    try:
+        with np.load(inputs, allow_pickle=False) as arrays:
+            given = {key: torch.from_numpy(arrays[key].astype(np.int64)) for key in arrays.files}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{inputs}: not an npz of integer arrays ({error}); give ids, mask and types") from None
+    if "ids" not in given:
+        raise UserError(f"{inputs}: has no array 'ids'; give ids, mask and types")
+    ids = given["ids"]
+    mask, types = given.get("mask", torch.ones_like(ids)), given.get("types", torch.zeros_like(ids))
+    _check_inputs(inputs, source.model, {"ids": ids, "mask": mask, "types": types})
+    with torch.no_grad():
+        mlm, nsp = load_module(source).predict(ids, types, None if bool(mask.all()) else mask.bool())
+    logits = {"mlm": mlm.numpy()} | ({} if nsp is None else {"nsp": nsp.numpy()})
+    temporary = out.with_name(f".{out.name}.tmp.npz")
+    np.savez(temporary, **logits)
+    temporary.replace(out)
+    return {key: value.shape for key, value in logits.items()}
+
+
+def _check_inputs(path: Path, model: Model, arrays: dict[str, torch.Tensor]) -> None:
+    ids = arrays["ids"]
+    if ids.ndim != 2 or any(array.shape != ids.shape for array in arrays.values()):
+        raise UserError(f"{path}: ids, mask and types must be [rows, tokens] of one shape")
+    if ids.shape[1] > model.positions:
+        raise UserError(f"{path}: rows of {ids.shape[1]} tokens exceed the model's {model.positions} positions")
+    for key, limit in (("ids", model.vocab), ("types", model.segments), ("mask", 2)):
+        low, high = int(arrays[key].min()), int(arrays[key].max())
+        if low < 0 or high >= limit:
+            raise UserError(f"{path}: {key} must lie in [0, {limit}), found {low if low < 0 else high}")
+
+
+def evaluate_store(source: Checkpoint, store: Path, length: int | None, tokens: int) -> dict[str, Any]:
+    """MLM loss and accuracy on a store's validation split, masks fixed, beside the unigram entropy. Raises UserError."""
+    from growth_ds.data.text import Text
+    from growth_ds.evaluate.mlm import PlainEvaluator, Validation, unigram_entropy
+
+    length = length or min(128, source.model.positions)
+    if not 3 < length <= source.model.positions:
+        raise UserError(f"--length: {length} must lie in [4, {source.model.positions}], the model's positions")
+    text = Text(Data(store=str(store)), seed=0, chunk=length)
+    if text.tokenizer.vocab_size > source.model.vocab:
+        raise UserError(
+            f"{store}: its vocabulary of {text.tokenizer.vocab_size} exceeds the model's {source.model.vocab}; "
+            "prepare the text with the model's own tokenizer"
+        )
+    validation = Validation(text, length, tokens)
+    measured = validation.measure(PlainEvaluator(load_module(source)))
+    rows = validation.rows(length)
+    entropy = unigram_entropy(text.validation_counts())
+    return {**measured, "unigram_entropy": entropy, "rows": rows, "length": length, "step": source.facts.get("step", 0)}

@@ -1,0 +1,28 @@
+"""The learning rate as a pure function of the step counter: a restart or a growth cannot shift it."""
+
+from __future__ import annotations
+
+import math
+
+from growth_ds.config import Optim, Run
+
+
+def shape(optim: Optim, step: int, total: int) -> float:
+    """Learning rate over its peak in step `step` (from 0) of a schedule of `total` steps."""
+    warmup = int(optim.warmup) if optim.warmup >= 1 else round(optim.warmup * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    if optim.decay == "constant":
+        return 1.0
+    left = 1.0 - progress if optim.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return optim.final + (1.0 - optim.final) * left
+
+
+def learning_rate(run: Run, step: int) -> float:
+    """The rate of optimizer step `step` (from 0), through all stages or within its own, as its stage says."""
+    index, done = run.stage_at(step)
+    stage = run.stages[index]
+    if stage.optim.schedule == "stage":
+        return stage.optim.lr * shape(stage.optim, done, stage.total_steps)
+    return stage.optim.lr * shape(stage.optim, step, run.total_steps)

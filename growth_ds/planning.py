@@ -1,0 +1,115 @@
+"""What a run will cost and what each growth will do, from the configuration alone: no store, no engine, no tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from growth_ds.config import Run, Stage
+from growth_ds.growth.plan import GrowthPlan, make_plan
+from growth_ds.model import cost
+from growth_ds.model.layout import FIXED, layout
+
+
+def stage_flops(run: Run, stage: Stage) -> int:
+    """Useful training FLOPs of one optimizer step of a stage."""
+    nsp = run.data.objective == "mlm+nsp"
+    return stage.batch.global_ * cost.train_flops_per_row(stage.model, stage.length, run.data.mask_prob, nsp)
+
+
+def growths(run: Run) -> list[GrowthPlan | None]:
+    """For each stage the plan by which it is entered; None for the first. Raises UserError for one that cannot be."""
+    plans: list[GrowthPlan | None] = [None]
+    for before, after in zip(run.stages, run.stages[1:], strict=False):
+        plans.append(make_plan(layout(before.model), before.model, after.model, after.grow, FIXED))
+    return plans
+
+
+def scratch_of(run: Run) -> Run:
+    """The control: the last stage's model from scratch, on the same token stream, for at most the same FLOPs."""
+    last = run.stages[-1]
+    budget = sum(stage.total_steps * stage_flops(run, stage) for stage in run.stages)
+    steps = max(1, budget // stage_flops(run, last))
+    stage = last.model_copy(update={"steps": steps, "tokens": None})
+    chunk = run.data.chunk or max(each.length for each in run.stages)
+    data = run.data.model_copy(update={"chunk": chunk})
+    return run.model_copy(update={"name": f"{run.name}-scratch", "stages": (stage,), "data": data})
+
+
+def _stage_record(run: Run, stage: Stage, ranks: int, plan: GrowthPlan | None) -> dict[str, Any]:
+    per_step = stage_flops(run, stage)
+    low = run.engine.precision in ("auto", "bf16", "fp16")
+    return {
+        "model": stage.model.model_dump(mode="json"),
+        "length": stage.length,
+        "batch": stage.batch.global_,
+        "steps": stage.total_steps,
+        "tokens": stage.total_steps * stage.batch.global_ * stage.length,
+        "parameters": cost.parameters(stage.model),
+        "flops_per_token": per_step / (stage.batch.global_ * stage.length),
+        "flops": stage.total_steps * per_step,
+        "bytes_per_rank": {str(zero): cost.bytes_per_rank(stage.model, zero, ranks, low) for zero in range(4)},
+        "growth": None if plan is None else {**plan.to_json(), "text": describe(plan)},
+    }
+
+
+def plan_run(run: Run, ranks: int) -> dict[str, Any]:
+    """Per stage: sizes, FLOPs, bytes per rank for each ZeRO stage and the growth into it; and the totals.
+
+    `flops_from_scratch` is the last model on all the tokens. Raises UserError for a growth that cannot be.
+    """
+    plans = growths(run)
+    stages = [_stage_record(run, stage, ranks, plan) for stage, plan in zip(run.stages, plans, strict=True)]
+    total = sum(record["flops"] for record in stages)
+    tokens = sum(record["tokens"] for record in stages)
+    scratch = round(tokens * stages[-1]["flops_per_token"])
+    return {
+        "name": run.name,
+        "ranks": ranks,
+        "zero": run.engine.stage,
+        "stages": stages,
+        "steps": run.total_steps,
+        "tokens": tokens,
+        "flops": total,
+        "flops_from_scratch": scratch,
+        "flops_ratio": total / scratch,
+    }
+
+
+def describe(plan: GrowthPlan) -> list[str]:
+    """One line for each axis that grows."""
+    lines = []
+    for record in plan.axes():
+        exact = "exact" if record["exact"] else f"not exact: {record['reason']}"
+        lines.append(f"{record['axis']} {record['old']} -> {record['new']} ({record['recipe']}), {exact}")
+    if plan.exact is False and not any(record["axis"] == "layer" for record in plan.axes()) and "layer" in plan.inexact:
+        lines.append(f"not exact: {plan.inexact['layer']}")
+    return lines
+
+
+def print_plan(record: dict[str, Any]) -> None:
+    """The plan as tables on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{record['name']}: {record['steps']:,} steps, {record['tokens']:.3g} tokens", title_justify="left")
+    for column in ("stage", "layers", "hidden", "heads", "ffn", "length", "batch", "steps", "parameters", "FLOPs/token"):
+        table.add_column(column, justify="right")
+    for zero in range(4):
+        table.add_column(f"ZeRO-{zero}", justify="right")
+    for number, stage in enumerate(record["stages"]):
+        model = stage["model"]
+        sizes = [str(model[key]) for key in ("layers", "hidden", "heads", "ffn")]
+        counts = [str(stage["length"]), str(stage["batch"]), f"{stage['steps']:,}", f"{stage['parameters']:,}"]
+        memory = [f"{value / 2**30:.2f} GiB" for value in stage["bytes_per_rank"].values()]
+        table.add_row(str(number), *sizes, *counts, f"{stage['flops_per_token']:.3g}", *memory)
+    console.print(table)
+    console.print(f"bytes are per rank on {record['ranks']} rank(s): weights, gradients, optimizer; without activations")
+    for number, stage in enumerate(record["stages"]):
+        for line in (stage["growth"] or {}).get("text", []):
+            console.print(f"  into stage {number}: {line}", highlight=False)
+    console.print(
+        f"FLOPs {record['flops']:.4g}; the last model on all these tokens {record['flops_from_scratch']:.4g}; "
+        f"ratio {record['flops_ratio']:.3f}",
+        highlight=False,
+    )

@@ -1,0 +1,276 @@
+"""One self-contained HTML file about a run: no network, no script, light and dark, narrow and wide."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growth_ds.errors import UserError
+from growth_ds.report import units
+from growth_ds.report.compare import Comparison, compare
+from growth_ds.report.curves import MARKERS, PANELS, SERIES, optim_svg, panel_svg
+from growth_ds.report.page import Html, document, element, join, safe, section, table
+from growth_ds.report.prose import in_plain_words
+from growth_ds.report.rows import GrowthRow, StageRow, Summary, events, growth_rows, stage_rows, summary
+from growth_ds.report.series import Curve, read_curve
+from growth_ds.report.tables import distinct_entropies
+from growth_ds.run_folder import RunFolder
+
+Fillings = Sequence[tuple[str, Sequence[tuple[str, float]]]]
+"""(sentence with its gap, [(word, probability)...])."""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One run that the page shows."""
+
+    name: str
+    summary: Summary
+    curve: Curve
+
+    @classmethod
+    def read(cls, name: str, folder: RunFolder) -> _Subject:
+        return cls(name, summary(folder), read_curve(name, folder))
+
+
+def write_report(
+    folder: Path, out: Path, others: Mapping[str, Path] | None = None, extra: Mapping[str, Fillings] | None = None
+) -> Path:
+    """Write the report of the run in `folder`, beside other runs (name -> folder), to `out`.
+
+    `extra` adds sections (title -> filled sentences). Raises UserError if a folder holds no run or no training step, or
+    if `out` cannot be written.
+    """
+    source = RunFolder(folder)
+    run = source.run()
+    subject = _Subject.read(run.name, source)
+    rivals = [_Subject.read(name, RunFolder(path)) for name, path in (others or {}).items()]
+    comparisons = [(rival, compare(subject.curve, rival.curve)) for rival in rivals]
+    stages, growths = stage_rows(source), growth_rows(source)
+    reached = [(rival.name, comparison) for rival, comparison in comparisons if comparison]
+    body = join(
+        [
+            element("p", "growth_ds run report", kind="kicker"),
+            element("h1", run.name),
+            element("p", in_plain_words(subject.summary, stages, growths, reached), kind="lead"),
+            _facts(subject.summary),
+            _comparison([subject, *rivals], comparisons),
+            _curves([subject, *rivals]),
+            _growths(growths),
+            _stages(stages),
+            *(_fillings(title, sentences) for title, sentences in (extra or {}).items()),
+            _configuration(source),
+        ]
+    )
+    _write(out, document(f"{run.name} – growth_ds report", body))
+    return out
+
+
+def _write(out: Path, text: str) -> None:
+    """Replace `out` as a whole: a reader never sees half a page."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{out}: report not written ({error.strerror}); give a path that can be written") from None
+
+
+def _facts(run: Summary) -> Html:
+    """The four numbers to see first."""
+    below = None if run.valid_loss is None or run.unigram_entropy is None else run.valid_loss - run.unigram_entropy
+    progress = "" if run.finished else f" of {run.planned_steps:,}"
+    facts = (
+        ("validation loss", units.nats(run.valid_loss), f"nats; {units.difference(below)} to the unigram entropy"),
+        ("masked tokens guessed", units.percent(run.valid_accuracy), "of the validation text"),
+        ("training compute", units.flops(run.flops), f"FLOPs in {units.duration(run.seconds)}"),
+        ("tokens seen", units.count(run.tokens), f"in {run.steps:,}{progress} steps"),
+        ("parameters", units.count(run.parameters), "in the last stage"),
+    )
+    return element("dl", join(_fact(*fact) for fact in facts), kind="facts")
+
+
+def _fact(name: str, value: str, unit: str) -> Html:
+    number = element("dd", join([value, element("small", unit)], " "))
+    return element("div", join([element("dt", name), number]))
+
+
+def _comparison(subjects: Sequence[_Subject], comparisons: Sequence[tuple[_Subject, Comparison | None]]) -> Html:
+    """Final losses beside the unigram entropy, then each other run at equal compute."""
+    runs = [subject.summary for subject in subjects]
+    entropies = distinct_entropies(runs)
+    first = runs[0].valid_loss
+    rows: list[Sequence[object]] = []
+    for subject in subjects:
+        run = subject.summary
+        done = f"{run.steps:,}" if run.finished else f"{run.steps:,} of {run.planned_steps:,}"
+        apart = "" if run is runs[0] else _apart(run.valid_loss, first)
+        rows.append(
+            [
+                subject.name, units.count(run.parameters), done, units.count(run.tokens), units.flops(run.flops),
+                units.duration(run.seconds), units.nats(run.valid_loss), apart, units.percent(run.valid_accuracy),
+            ]
+        )  # fmt: skip
+    rows += [
+        ["unigram entropy", "", "", "", "", "", units.nats(entropy), _apart(entropy, first), ""]
+        for entropy in entropies
+    ]
+    headings = ("run", "parameters", "steps", "tokens", "FLOPs", "time", "validation loss", "difference", "accuracy")
+    parts: list[object] = [table(headings, rows, references=len(entropies))]
+    parts.append(
+        element("p", f"Losses in nats, lower is better. Difference: to {subjects[0].name}. The unigram entropy is the "
+                "loss of guessing every masked token by its frequency alone.", kind="note")
+    )  # fmt: skip
+    if len({run.store for run in runs}) > 1 or len(entropies) > 1:
+        parts.append(
+            element("p", "These runs do not share one token store: their losses are on different texts and cannot be "
+                    "compared.", kind="note worse")
+        )  # fmt: skip
+    if comparisons:
+        parts.append(_equal_compute(subjects[0].name, comparisons))
+    return section("How well", *parts)
+
+
+def _equal_compute(name: str, comparisons: Sequence[tuple[_Subject, Comparison | None]]) -> Html:
+    rows = []
+    for rival, found in comparisons:
+        if found is None:
+            rows.append([rival.name, *[units.MISSING] * 5])
+            continue
+        share = "not reached" if found.share_to_match is None else units.percent(found.share_to_match, 0)
+        sides = units.nats(found.loss), units.nats(found.other_loss)
+        rows.append([rival.name, units.flops(found.flops), *sides, _coloured(found.difference), share])
+    headings = ("at equal compute, against", "FLOPs", name, "the other", "difference", "compute to match")
+    note = (
+        f"Difference: {name} less the other, between two validations by a straight line. Compute to match: FLOPs at "
+        f"which {name} came down to the other’s final loss, of those the other spent."
+    )
+    return join([element("div", table(headings, rows), style="margin-top:1rem"), element("p", note, kind="note")])
+
+
+def _apart(loss: float | None, first: float | None) -> str:
+    return units.difference(None if loss is None or first is None else loss - first)
+
+
+def _coloured(apart: float | None) -> Html:
+    """A difference of losses: this run is better where it is negative."""
+    text = units.difference(apart)
+    kind = "better" if text.startswith("-") else "worse" if text.startswith("+") else ""
+    return element("span", text.replace("-", "−"), kind=kind)
+
+
+def _curves(subjects: Sequence[_Subject]) -> Html:
+    curves = [subject.curve for subject in subjects]
+    entropy = subjects[0].summary.unigram_entropy
+    alt = "loss against " + ", ".join(PANELS)
+    pictures = [panel_svg(curves, key, entropy) for key in PANELS] + [optim_svg(curves)]
+    figures = [element("figure", _inline(svg), kind="card") for svg in pictures]
+    return section("Curves", _legend(curves), element("div", join(figures), kind="curves", role="group", title=alt))
+
+
+def _inline(svg: str) -> Html:
+    """SVG inside HTML: namespaces are known there, and the page gives the size."""
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\s(xmlns(:\w+)?|width|height|version)="[^"]*"', "", head)
+    return Html(f'{head} role="img">{rest}')
+
+
+def _legend(curves: Sequence[Curve]) -> Html:
+    lines = []
+    for number, curve in enumerate(curves):
+        colour = f'style="stroke:var(--run{number % len(SERIES)})" stroke-width="2.4"'
+        lines.append((f'<line x1="1" y1="6" x2="25" y2="6" {colour}/>', curve.name))
+    if any(curve.growths for curve in curves):
+        lines.append(
+            ('<line x1="13" y1="0" x2="13" y2="12" stroke-dasharray="3 2" style="stroke:var(--rule)"/>', "growth")
+        )
+    lines.append(('<circle cx="13" cy="6" r="3.6" style="fill:var(--muted)"/>', "validation"))
+    items = [
+        element("li", join([Html(f'<svg viewBox="0 0 26 12" aria-hidden="true">{mark}</svg>'), name], ""))
+        for mark, name in lines
+    ]
+    return element("ul", join(items), kind="legend")
+
+
+def _growths(growths: Sequence[GrowthRow]) -> Html:
+    if not growths:
+        return section("Growth", element("p", "This run trained one model from its start to its end."))
+    rows = []
+    for row in growths:
+        later = "" if row.lag_loss is None else f"{row.lag_loss:.4f} (+{row.lag_steps} steps)"
+        promise = "yes" if row.exact else "no; " + "; ".join(row.reasons)
+        accuracy = f"{units.percent(row.accuracy_before)} → {units.percent(row.accuracy_after)}"
+        rows.append(
+            [
+                f"{row.step:,}", join((safe(change.text("→")) for change in row.changes), "<br>"),
+                f"{row.loss_before:.4f}", f"{row.loss_after:.4f}", units.difference(row.delta, 4), later, accuracy,
+                row.moments, units.duration(row.seconds), promise,
+            ]
+        )  # fmt: skip
+    headings = (
+        "step", "what grew", "loss before", "after", "change", "later", "accuracy", "Adam moments", "took",
+        "exact by plan",
+    )  # fmt: skip
+    note = "Loss (nats) and accuracy on one fixed probe batch, right before and right after each growth, and some steps later."
+    return section("Growth", table(headings, rows, text=(0, 1), wrap=9), element("p", note, kind="note"))
+
+
+def _stages(stages: Sequence[StageRow]) -> Html:
+    headings = (
+        "stage", "layers", "hidden", "heads", "ffn", "positions", "length", "batch", "parameters", "steps", "tokens",
+        "FLOPs", "share", "validation loss",
+    )  # fmt: skip
+    rows = []
+    for row in stages:
+        model = row.model
+        layers = f"{model.layers} ({model.stored_layers} stored)" if model.shares_layers else f"{model.layers}"
+        sizes = (model.hidden, model.heads, model.ffn, model.positions, row.length, row.batch)
+        rows.append(
+            [
+                row.index, layers, *(f"{size:,}" for size in sizes), units.count(row.parameters), f"{row.steps:,}",
+                units.count(row.tokens), units.flops(row.flops), units.percent(row.share, 0), units.nats(row.valid_loss),
+            ]
+        )  # fmt: skip
+    return section("Stages", table(headings, rows))
+
+
+def _fillings(title: str, sentences: Fillings) -> Html:
+    cards = []
+    for sentence, words in sentences:
+        bars = [
+            element("div", join([element("span", word), _bar(chance), element("span", units.percent(chance))], ""),
+                    kind="guess")
+            for word, chance in words
+        ]  # fmt: skip
+        cards.append(element("div", join([element("p", sentence), *bars]), kind="card sentence"))
+    return section(title, element("div", join(cards), kind="sentences"))
+
+
+def _bar(chance: float) -> Html:
+    width = 100 * min(1.0, max(0.0, chance))
+    return element("div", element("i", "", style=f"width:{width:.1f}%"), kind="bar")
+
+
+def _configuration(folder: RunFolder) -> Html:
+    """What the run was, in full, and what it ran on."""
+    text = folder.config.read_text(encoding="utf-8")
+    config = element(
+        "details", join([element("summary", "Configuration (every default written out)"), element("pre", text)])
+    )
+    begins: list[dict[str, Any]] = events(folder, "start")
+    if not begins:
+        return section("How it was made", element("div", config, kind="card"))
+    begin = begins[-1]
+    keys = ("precision", "zero", "ranks", "store")
+    rows = [[key, begin[key]] for key in keys if key in begin] + [
+        list(pair) for pair in begin.get("versions", {}).items()
+    ]
+    return section(
+        "How it was made", element("div", config, kind="card"), table(("what it ran on", ""), rows, text=(0, 1), wrap=1)
+    )

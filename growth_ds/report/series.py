@@ -1,0 +1,94 @@
+"""The curves of a run as numbers: what was logged, smoothed within each stage, thinned to what a picture can show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from typing import TYPE_CHECKING
+
+from growth_ds.report.rows import GrowthRow, Record, growth_rows, training, validations
+
+if TYPE_CHECKING:  # its import brings torch, which nothing here computes with
+    from growth_ds.run_folder import RunFolder
+
+WINDOWS_PER_RUN = 50
+"""A smoothed value is the mean of about 1/50 of the run: wide enough to see past batch noise, too narrow to hide a dip."""
+POINTS = 400
+"""Points that are drawn of one line: about one for each pixel of a panel."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A growth event, and where it lies on each axis of a plot."""
+
+    row: GrowthRow
+    at: dict[str, float]
+    """`step`, `flops`, `tokens` or `seconds` -> value when it happened."""
+
+    def label(self, most: int = 2) -> str:
+        """`layer 2→4, ffn 256→512 +1`: the first changes, and how many more."""
+        parts = [f"{change.what} {change.old}→{change.new}" for change in self.row.changes]
+        more = f" +{len(parts) - most}" if len(parts) > most else ""
+        return ", ".join(parts[:most]) + more
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one run logged."""
+
+    name: str
+    train: list[Record]
+    valid: list[Record]
+    growths: list[Growth]
+
+    def logged(self, key: str) -> list[float]:
+        """One quantity of the training steps; NaN where a step has none."""
+        return [_number(record.get(key)) for record in self.train]
+
+    def smoothed(self, key: str) -> list[float]:
+        """The same as a centred moving mean; a stage never leaks into the next, so a jump at a growth stays a jump."""
+        width = max(1, len(self.train) // WINDOWS_PER_RUN)
+        result: list[float] = []
+        for _, records in groupby(self.train, key=lambda record: record["stage"]):
+            result.extend(moving_mean([_number(record.get(key)) for record in records], width))
+        return result
+
+
+def read_curve(name: str, folder: RunFolder) -> Curve:
+    """The curves of a run. Raises UserError if it has no training step."""
+    train, growths = training(folder), []
+    by_step = {record["step"]: record for record in train}
+    for row in growth_rows(folder):
+        record = by_step.get(row.step)
+        if record is not None:
+            growths.append(Growth(row, {key: float(record[key]) for key in ("step", "flops", "tokens", "seconds")}))
+    return Curve(name, train, validations(folder), growths)
+
+
+def moving_mean(values: Sequence[float], width: int) -> list[float]:
+    """Mean over `width` neighbours, fewer at the ends; a value that is not finite counts as absent."""
+    finite = [value if math.isfinite(value) else 0.0 for value in values]
+    sums = [0.0, *accumulate(finite)]
+    counts = [0, *accumulate(math.isfinite(value) for value in values)]
+    half, result = width // 2, []
+    for index in range(len(values)):
+        # As many neighbours on both sides: a one-sided window would bend the ends of a falling curve.
+        reach = min(half, index, len(values) - 1 - index)
+        low, high = index - reach, index + reach + 1
+        number = counts[high] - counts[low]
+        result.append((sums[high] - sums[low]) / number if number else math.nan)
+    return result
+
+
+def thinned(*lines: Sequence[float], points: int = POINTS) -> list[list[float]]:
+    """At most about `points` of each line, evenly, first and last kept."""
+    length = len(lines[0])
+    stride = max(1, math.ceil(length / points))
+    indices = sorted({*range(0, length, stride), length - 1}) if length else []
+    return [[line[index] for index in indices] for line in lines]
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan

@@ -1,0 +1,247 @@
+"""The loop: for every stage, enter it through the coordinator; for every step, one global batch through the engine.
+
+    for stage in the run:                    coordinator.enter: start, resume or growth, always from a checkpoint
+        for step in the stage:               batch = f(seed, step), lr = f(step): nothing depends on history
+            engine.step                      loss = global sum / global count, the stop flag agreed in the same breath
+            hooks                            log, validate, probe after a growth, save: each knows when it is due
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from growth_ds import __version__
+from growth_ds.config import Model, Run
+from growth_ds.coordinator import Coordinator, Position
+from growth_ds.data.text import Text
+from growth_ds.engine import distributed
+from growth_ds.engine.signals import StopFlag
+from growth_ds.engine.zero import StepResult, ZeroEngine
+from growth_ds.errors import UserError
+from growth_ds.evaluate.mlm import Validation, unigram_entropy
+from growth_ds.model import cost
+from growth_ds.optim.schedule import learning_rate
+from growth_ds.progress import Progress
+from growth_ds.report.tables import growth_line
+from growth_ds.run_folder import RunFolder
+
+FINISHED = 0
+STOPPED = 75
+"""Exit code of a run that was asked to stop, saved, and can go on (EX_TEMPFAIL)."""
+LAG_STEPS = 20
+"""Steps after a growth at which the probe is measured again: the loss right after it says little (arXiv 2406.02469)."""
+
+
+def with_vocabulary(run: Run, vocab_size: int) -> Run:
+    """The run with the store's vocabulary written into every model that does not name one.
+
+    Raises UserError if a model's vocabulary is smaller than the store's.
+    """
+    stages = []
+    for number, stage in enumerate(run.stages):
+        wanted = stage.model.vocab_size
+        if wanted is not None and wanted < vocab_size:
+            raise UserError(
+                f"stages.{number}.model.vocab_size: {wanted} is less than the store's {vocab_size}; raise or remove it"
+            )
+        model = Model.model_validate({**stage.model.model_dump(), "vocab_size": wanted or vocab_size})
+        stages.append(stage.model_copy(update={"model": model}))
+    return run.model_copy(update={"stages": tuple(stages)})
+
+
+def check_batches(run: Run, ranks: int) -> None:
+    """Raises UserError if a stage's batch cannot be split over the ranks."""
+    for number, stage in enumerate(run.stages):
+        try:
+            stage.batch.accumulation(ranks)
+        except ValueError as error:
+            raise UserError(f"stages.{number}.{error}; change batch.global, batch.micro or the ranks") from None
+
+
+def train(run: Run, run_dir: Path, resume: bool = True) -> int:
+    """Train in this process group (or alone). Returns FINISHED or STOPPED; every rank the same.
+
+    Collective. Raises UserError on every rank for what the user gave wrong, before anything is written.
+    """
+    distributed.init_distributed(run.engine.timeout_s)
+    check_batches(run, distributed.world_size())
+    text = Text.of(run, verify=distributed.rank() == 0)
+    run = with_vocabulary(run, text.tokenizer.vocab_size)
+    return Trainer(run, RunFolder(run_dir), text).train(resume)
+
+
+class Trainer:
+    """One run in one process group."""
+
+    def __init__(self, run: Run, folder: RunFolder, text: Text) -> None:
+        self.run, self.folder, self.text = run, folder, text
+        self.rank, self.ranks = distributed.rank(), distributed.world_size()
+        longest = max(stage.length for stage in run.stages)
+        self.validation = Validation(text, longest, run.evaluation.tokens)
+        self.progress = Progress(run, live=self.rank == 0)
+        self.coordinator = Coordinator(run, folder, self.validation.probe, text.tokenizer_folder, self.progress.say)
+        self.position = Position()
+        self.stop = StopFlag()
+        nsp = run.data.objective == "mlm+nsp"
+        self.flops = [
+            stage.batch.global_ * cost.train_flops_per_row(stage.model, stage.length, run.data.mask_prob, nsp)
+            for stage in run.stages
+        ]
+        self.progress.weigh([float(flops) for flops in self.flops])
+        self.board = _Board(folder.path / "tensorboard" if run.log.tensorboard and self.rank == 0 else None)
+
+    def train(self, resume: bool) -> int:
+        """Run to the end of the schedule. Returns FINISHED, or STOPPED when a signal asked for it and all is saved."""
+        with self.stop:
+            self._start(resume)
+            return self._stages()
+
+    def _stages(self) -> int:
+        engine: ZeroEngine | None = None
+        while self.position.step < self.run.total_steps:
+            index, _ = self.run.stage_at(self.position.step)
+            if engine is not None:
+                engine.close()
+            engine = self._enter(index)
+            if self._stage(engine, index):
+                self.progress.say(f"stopped after step {self.position.step} of {self.run.total_steps}, saved in "
+                                  f"{self.folder.path}; the same command goes on")  # fmt: skip
+                engine.close()
+                return STOPPED
+        if engine is not None:
+            engine.close()
+        return FINISHED
+
+    def _start(self, resume: bool) -> None:
+        """Claim the folder and find the position to go on from."""
+        with self.coordinator.agreed() as outcome:
+            if self.rank == 0:
+                self.folder.claim(self.run, self.text.digest, fresh=not resume)
+                source = self.folder.newest(self.progress.say)
+                facts = source.facts if source else {"step": 0, "stage": 0, "seconds": 0.0}
+                self.folder.trim(facts["step"], facts["stage"] if source else -1)
+                outcome["position"] = [facts["step"], facts["seconds"]]
+        self.position = Position(*outcome["position"])
+        if self.position.step == 0:
+            self._ledger("start", 0, **self._surroundings())
+        elif self.position.step < self.run.total_steps:
+            self.progress.say(f"going on from step {self.position.step} of {self.run.total_steps}")
+        else:
+            self.progress.say(f"{self.folder.path}: all {self.run.total_steps} steps are done")
+
+    def _surroundings(self) -> dict[str, Any]:
+        from importlib.metadata import version
+
+        names = ("torch", "deepspeed", "megatron-core", "transformers")
+        return {
+            "store": self.text.digest,
+            "ranks": self.ranks,
+            "zero": self.run.engine.stage,
+            "precision": self.run.engine.precision,
+            "versions": {"growth_ds": __version__, **{name: version(name) for name in names}},
+            "unigram_entropy": unigram_entropy(self.text.validation_counts()),
+        }
+
+    def _enter(self, index: int) -> ZeroEngine:
+        """The stage's engine; its growth and its beginning go into the ledger."""
+        engine, growth = self.coordinator.enter(index, self.position)
+        stage = self.run.stages[index]
+        if growth is not None:
+            self.progress.say(growth_line(growth))
+        known = {(line["event"], line["stage"]) for line in self.folder.records(self.folder.ledger)}
+        if ("stage", index) not in known:
+            facts = {"length": stage.length, "batch": stage.batch.global_, "steps": stage.total_steps}
+            model = stage.model.model_dump(mode="json")
+            self._ledger("stage", index, model=model, parameters=cost.parameters(stage.model), **facts)
+        return engine
+
+    def _stage(self, engine: ZeroEngine, index: int) -> bool:
+        """Train to the end of the stage; it is saved then. Returns True if a stop was agreed and saved before."""
+        first, (_, done) = self.position.step, self.run.stage_at(self.position.step)
+        steps = range(first, first + self.run.stages[index].total_steps - done)
+        for micro_batches in self.text.batches(self.run, steps, self.rank, self.ranks):
+            started = time.monotonic()
+            on_device = [batch.to(engine.device) for batch in micro_batches]
+            rate = learning_rate(self.run, self.position.step)
+            result = engine.step(on_device, rate, bool(self.stop))
+            elapsed = time.monotonic() - started
+            self.position = Position(self.position.step + 1, self.position.seconds + elapsed)
+            self._record(index, result, rate, elapsed)
+            step, (_, done) = self.position.step, self.run.stage_at(self.position.step)
+            if index > 0 and done == LAG_STEPS:
+                self._lag(engine, index)
+            if done and self.run.evaluation.every and step % self.run.evaluation.every == 0:
+                self._validate(engine, index)
+            if done and (result.stop or step % self.run.checkpoint.every == 0):
+                self.coordinator.save(engine, self.position, index)
+            if result.stop and done:
+                return True
+        measured = self._validate(engine, index)
+        if self.position.step == self.run.total_steps:
+            self._ledger("finish", index, **measured)
+        self.coordinator.save(engine, self.position, index)
+        return result.stop and self.position.step < self.run.total_steps
+
+    def _totals(self) -> dict[str, float]:
+        """Cumulative tokens, useful FLOPs and training seconds."""
+        tokens, flops, left = 0, 0, self.position.step
+        for stage, step_flops in zip(self.run.stages, self.flops, strict=True):
+            done = min(left, stage.total_steps)
+            tokens, flops, left = tokens + done * stage.batch.global_ * stage.length, flops + done * step_flops, left - done
+        return {"tokens": tokens, "flops": flops, "seconds": round(self.position.seconds, 3)}
+
+    def _record(self, index: int, result: StepResult, rate: float, elapsed: float) -> None:
+        """One training step into metrics.jsonl, TensorBoard and the progress line."""
+        stage = self.run.stages[index]
+        tokens = stage.batch.global_ * stage.length
+        record = {"step": self.position.step, "stage": index, "loss": result.loss, **result.losses, "lr": rate}
+        record |= {"grad_norm": result.grad_norm, **self._totals(), "tokens_per_s": round(tokens / elapsed, 1)}
+        if result.skipped:
+            record["skipped"] = True
+        if self.rank == 0:
+            self.folder.append(self.folder.metrics, record)
+            self.board.add("train", record)
+        self.progress.step(self.position.step, result.loss, tokens, elapsed)
+
+    def _validate(self, engine: ZeroEngine, index: int) -> dict[str, float]:
+        """Measure the validation split and record it."""
+        measured = self.validation.measure(engine)
+        record = {"valid_loss": measured["loss"], "valid_accuracy": measured["accuracy"], **self._totals()}
+        if self.rank == 0:
+            record = {"step": self.position.step, "stage": index, **record}
+            self.folder.append(self.folder.metrics, record)
+            self.board.add("valid", record)
+        self.progress.say(
+            f"step {self.position.step}: validation loss {measured['loss']:.4f}, accuracy {measured['accuracy']:.2%}"
+        )
+        return {key: value for key, value in record.items() if key not in ("step", "stage")}
+
+    def _lag(self, engine: ZeroEngine, index: int) -> None:
+        """The probe a little after a growth."""
+        measured = self.validation.probe(engine, self.run.stages[index - 1].length)
+        self._ledger("lag", index, after_steps=LAG_STEPS, loss=measured["loss"], accuracy=measured["accuracy"])
+
+    def _ledger(self, event: str, index: int, **facts: Any) -> None:
+        if self.rank == 0:
+            record = {"event": event, "step": self.position.step, "stage": index, **facts}
+            self.folder.append(self.folder.ledger, record, durable=True)
+
+
+class _Board:
+    """TensorBoard, if a folder is given; numbers of a record become scalars of the same name."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder, self.writer = folder, None
+
+    def add(self, group: str, record: dict[str, Any]) -> None:
+        if self.folder is None:
+            return
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(self.folder))
+        for key, value in record.items():
+            if key not in ("step", "stage") and isinstance(value, (int, float)):
+                self.writer.add_scalar(f"{group}/{key}", value, record["step"])

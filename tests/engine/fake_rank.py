@@ -1,0 +1,47 @@
+"""A rank for test_launch.py: steps with an all-reduce of its stop flag, saves when stopped, ends as it is told.
+
+    python -m tests.engine.fake_rank OUT HOW      OUT: folder for marks; HOW: done, user, crash, steps, killed
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from growth_ds.engine import distributed
+from growth_ds.engine.launch import DONE, STOPPED, USER_ERROR, report_exit
+from growth_ds.engine.signals import StopFlag
+
+
+def main() -> int:
+    out, how = Path(sys.argv[1]), sys.argv[2]
+    with StopFlag() as flag:
+        info = distributed.init_distributed(timeout_s=60)
+        (out / f"pid.{info.rank}").write_text(str(os.getpid()))
+        stopped = False
+        for step in range(1 if how != "steps" else 1500):
+            stopped = distributed.agree(bool(flag))
+            if step == 0:
+                (out / f"ready.{info.rank}").write_text("")
+            if stopped:
+                break
+            time.sleep(0.02)
+        if how == "crash" and info.rank == 1:
+            raise RuntimeError("rank 1 breaks")
+        if how == "crash":
+            time.sleep(120)
+        if how == "user":
+            distributed.barrier()
+            report_exit(USER_ERROR)
+            return USER_ERROR
+        (out / f"saved.{info.rank}").write_text(flag.reason if stopped else "")
+        distributed.barrier()
+        report_exit(STOPPED if stopped else DONE, reason=flag.reason)
+        distributed.shutdown()
+    return STOPPED if stopped else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -92,7 +92,8 @@ def build(
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": clip,
+        # ZeRO-0 in fp32 is clipped by ZeroEngine, which has to know the norm: DeepSpeed does not tell it there.
+        "gradient_clipping": 0.0 if section["stage"] == 0 and precision == "fp32" else clip,
         "zero_optimization": section,
         # torch's AdamW is on DeepSpeed's list; with CPU offload DeepSpeed would otherwise insist on compiling its own.
         "zero_allow_untested_optimizer": True,

@@ -79,6 +79,7 @@ class ZeroEngine:
     ) -> None:
         self._precision = ds_config.resolve_precision(precision)
         self._accumulation = accumulation
+        self._clip = clip
         config = ds_config.build(zero, self._precision, micro_batch, accumulation, clip, extra or {})
         self._stage = int(config["zero_optimization"]["stage"])
         groups = param_groups(module) if callable(param_groups) else param_groups
@@ -165,7 +166,7 @@ class ZeroEngine:
             for key, total in sums.items():
                 total += output[key].detach().double()
             if index == len(micro_batches) - 1:
-                norm = self._norm_before_step()
+                norm = self._clip_here()
             self._ds.step()
         norm, skipped = self._outcome(norm)
         return self._result(totals, sums, norm, any_stop, skipped)
@@ -193,17 +194,17 @@ class ZeroEngine:
             raise RankError("another rank failed before the step; its own message says why")
         return dict(zip(keys, summed, strict=False)), bool(summed[-2])
 
-    def _norm_before_step(self) -> float:
-        """The gradient norm where DeepSpeed does not report one: ZeRO-0 in fp32 (reduced, not yet clipped).
+    def _clip_here(self) -> float:
+        """Gradient norm before clipping, clipped; only for ZeRO-0 in fp32, NaN elsewhere.
 
-        There it does not look for overflow either: a gradient that is not finite is dropped here.
+        There DeepSpeed clips without telling the norm and applies a gradient that is not finite: this drops it.
         """
         if not isinstance(self._ds.optimizer, torch.optim.Optimizer):
             return math.nan
-        grads = [param.grad for param in self._ds.module.parameters() if param.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(grads))
+        params = list(self._ds.module.parameters())
+        norm = float(nn.utils.clip_grad_norm_(params, self._clip or math.inf))
         if not math.isfinite(norm):
-            for param in self._ds.module.parameters():
+            for param in params:
                 param.grad = None
         return norm
 

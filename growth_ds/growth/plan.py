@@ -48,7 +48,8 @@ class GrowthPlan:
                     f"variance weigh them all alike; exact: a multiple of {axis_map.old}"
                 )
         if self._executed_before() != self._executed_after():
-            reasons["layer"] = "the layers run in another composition; exact: the same depth"
+            axis = "layer" if self.old["layer"] != self.new["layer"] else "stored_layer"
+            reasons[axis] = "the layers run in another composition; exact: the same depth, each copy where its source ran"
         return reasons
 
     @property
@@ -95,8 +96,9 @@ class GrowthPlan:
         return records
 
     def digest(self) -> str:
-        """SHA-256 of sizes, resolved maps and policies: equal digests mean equal growths."""
+        """SHA-256 of layout, sizes, resolved maps and policies: equal digests mean equal growths."""
         resolved = {
+            "layout": dict(self.layout),
             "old": self.old,
             "new": self.new,
             "maps": {axis: [m.source.tolist(), m.share.tolist()] for axis, m in self.maps.items()},
@@ -120,7 +122,10 @@ class GrowthPlan:
     def from_json(layout: Layout, record: dict[str, Any]) -> GrowthPlan:
         """The plan of a ledger record. Raises ValueError if its recipes resolve to other maps than when it was written."""
         old, new = record["old"], record["new"]
-        maps = {axis: _resolve(name, old[axis], new[axis]) for axis, name in record["recipes"].items()}
+        try:
+            maps = {axis: _resolve(name, old[axis], new[axis]) for axis, name in record["recipes"].items()}
+        except (KeyError, UserError) as error:
+            raise ValueError(f"plan {record['digest'][:12]} has recipes that cannot be resolved: {error}") from None
         plan = GrowthPlan(layout, old, new, maps, record["recipes"], record["moments"])
         if plan.digest() != record["digest"]:
             raise ValueError(f"plan digest {record['digest'][:12]} does not match its recipes ({plan.digest()[:12]})")

@@ -21,7 +21,7 @@ def sentences(count: int, seed: int) -> list[str]:
     draw = random.Random(seed)
 
     def word() -> str:
-        return draw.choice(_STEMS) + draw.choice(_ENDINGS)
+        return draw.choice(_STEMS) + draw.choice(_ENDINGS) + draw.choice(["", "", "s"])
 
     return [" ".join(word() for _ in range(draw.randrange(4, 30))).capitalize() + "." for _ in range(count)]
 

@@ -1,0 +1,101 @@
+"""`growth-ds demo`: text -> store -> grown run -> control from scratch -> table, report, export, three filled sentences.
+
+Everything lies in one folder (`runs/demo/`): the run itself, `store/`, and the control as `scratch/`. Started again it
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from growth_ds.config_file import dump_run, load_run, shipped
+from growth_ds.errors import UserError
+from growth_ds.planning import scratch_of
+
+SENTENCES = (
+    "Return the [MASK] of the array.",
+    "If the file does not [MASK], an error is raised.",
+    "The default [MASK] is used if no argument is given.",
+)
+
+
+def run_demo(folder: Path, ranks: int, overrides: list[str]) -> int:
+    """Run all of it. Returns an exit code (75: stopped and saved, start it again). Raises UserError."""
+    started = time.monotonic()
+    config = shipped("run/demo.yaml")
+    sets = [*overrides, f"data.store={folder / 'store'}"]
+    run = load_run(config, sets)
+    _say("1/5 text: the documentation of the installed Python packages")
+    _prepare(folder / "store", run.stages[-1].model.vocab)
+    begun = time.monotonic()
+    _say(f"2/5 the grown run: {len(run.stages)} stages on {ranks} ranks")
+    if code := _train(config, folder, ranks, sets):
+        return code
+    _say("3/5 the control: the last model from scratch, same text, same FLOPs")
+    control = folder / "scratch.yaml"
+    control.write_text(dump_run(scratch_of(run)), encoding="utf-8")
+    if code := _train(control, folder / "scratch", ranks, []):
+        return code
+    trained = time.monotonic() - begun
+    _say("4/5 export")
+    fillings = _export(folder)
+    _say("5/5 results")
+    _results(folder, fillings)
+    total = time.monotonic() - started
+    _say(f"both trainings {trained / 60:.1f} minutes, everything {total / 60:.1f} minutes")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _prepare(store: Path, vocab_size: int) -> None:
+    from growth_ds.data.prepare import prepare
+    from growth_ds.data.pycorpus import python_digest, python_split
+
+    made = prepare([], store, documents=python_split, documents_digest=python_digest(), vocab_size=vocab_size)
+    train, valid = made.split("train"), made.split("valid")
+    _say(f"    {train.tokens:,} tokens to train on, {valid.tokens:,} to validate")
+
+
+def _train(config: Path, folder: Path, ranks: int, sets: list[str]) -> int:
+    from growth_ds.launch import train_ranks
+
+    return train_ranks(config, folder, ranks, "auto", sets)
+
+
+def _export(folder: Path) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Write `export/` and let transformers fill the masks with it: sentence -> five (word, probability)."""
+    from growth_ds.offline import export_checkpoint, find_checkpoint
+
+    export_checkpoint(find_checkpoint(folder), folder / "export", force=True)
+    from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "export")
+    model = AutoModelForMaskedLM.from_pretrained(folder / "export")
+    fill: Callable[..., Any] = pipeline("fill-mask", model=model, tokenizer=tokenizer, top_k=5)
+    return [(text, [(hit["token_str"], hit["score"]) for hit in fill(text)]) for text in SENTENCES]
+
+
+def _results(folder: Path, fillings: list[tuple[str, list[tuple[str, float]]]]) -> None:
+    from rich.console import Console
+
+    from growth_ds.report.html import write_report
+    from growth_ds.report.tables import comparison_table, growth_table, summary
+    from growth_ds.run_folder import RunFolder
+
+    grown, control = RunFolder(folder), RunFolder(folder / "scratch")
+    console = Console()
+    console.print(growth_table(grown))
+    console.print(comparison_table([("grown", summary(grown)), ("from scratch", summary(control))]))
+    for text, words in fillings:
+        console.print(f"  {text}  ->  " + ", ".join(f"{word.strip()} {score:.0%}" for word, score in words), highlight=False)
+    write_report(folder, folder / "report.html", {"from scratch": folder / "scratch"}, {"fillings": fillings})
+    for path in (folder / "report.html", folder / "export"):
+        if not path.exists():
+            raise UserError(f"{path}: was not written")
+        _say(f"    {path}")

@@ -117,16 +117,16 @@ class Model(Frozen):
 def inherit_model(previous: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The keys of a `model:` block, missing ones taken from the model before it.
 
-    The head size is kept by a growth, so it is written out; `stored_layers` stays with `layers` unless layers are shared.
+    The head size is kept by a growth, so it is written out; `stored_layers` follows `layers` unless layers are shared.
     """
     merged = {**previous, **{key: value for key, value in given.items() if value is not None}}
     unshared = previous.get("stored_layers") in (None, previous.get("layers"))
     if given.get("stored_layers") is None and unshared:
         merged.pop("stored_layers", None)
     hidden, heads = whole(merged.get("hidden")), whole(merged.get("heads"))
-    if merged.get("head_size") is None and isinstance(hidden, int) and isinstance(heads, int):
-        if heads > 0 and hidden % heads == 0:
-            merged["head_size"] = hidden // heads
+    sized = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
+    if merged.get("head_size") is None and sized and hidden % heads == 0:
+        merged["head_size"] = hidden // heads
     return merged
 
 
@@ -202,8 +202,9 @@ class Engine(Frozen):
             value = {"stage": value}
         if isinstance(value, dict):
             value = value.get("zero_optimization", value)
-            if value.get("stage") not in (0, 1, 2, 3):
-                raise ValueError(f"the ZeRO stage must be 0, 1, 2 or 3, not {value.get('stage')!r}")
+            stage = value.get("stage") if isinstance(value, dict) else value
+            if isinstance(stage, bool) or stage not in (0, 1, 2, 3) or not isinstance(value, dict):
+                raise ValueError(f"the ZeRO stage must be 0, 1, 2 or 3 as 'stage', not {stage!r}")
         return value
 
     @field_validator("deepspeed")
@@ -352,15 +353,19 @@ class Run(Frozen):
     @classmethod
     def _inherit(cls, data: Any) -> Any:
         """Write out what a stage leaves unsaid: its model from the stage before, its optimizer from the run."""
-        if not isinstance(data, dict) or not isinstance(data.get("stages"), (list, tuple)):
+        if not isinstance(data, dict):
             return data
         data = dict(data)
         previous = data.pop("model", None) or {}
+        if not isinstance(previous, dict):
+            raise ValueError(f"model: holds {type(previous).__name__}, not a mapping of keys; give layers, hidden, ...")
+        if not isinstance(data.get("stages"), (list, tuple)):
+            return data
         stages = []
         for stage in data["stages"]:
             if isinstance(stage, dict):
                 stage = dict(stage)
-                if isinstance(stage.get("model") or {}, dict) and isinstance(previous, dict):
+                if isinstance(stage.get("model") or {}, dict):
                     stage["model"] = previous = inherit_model(previous, stage.get("model") or {})
                 if isinstance(stage.get("optim") or {}, dict) and isinstance(data.get("optim") or {}, dict):
                     stage["optim"] = {**(data.get("optim") or {}), **(stage.get("optim") or {})}

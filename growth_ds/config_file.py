@@ -30,6 +30,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a plain word", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark)
             seen.add(key.value)
@@ -107,9 +109,9 @@ def validated(kind: type[T], tree: Mapping[str, Any], source: str) -> T:
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     """The first problem of a validation error, unknown keys first: they are usually the cause of the others."""
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problems = _distinct(error)
     first = problems[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = _place(first["loc"])
     if first["type"] == "extra_forbidden":
         known = _keys_at(kind, first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
@@ -122,6 +124,20 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     given = "" if isinstance(first["input"], (dict, list)) else f" (given: {first['input']!r})"
     more = f" [and {len(problems) - 1} more]" if len(problems) > 1 else ""
     return f"{where}: {message}{given}{more}" if where else f"{message}{more}"
+
+
+def _distinct(error: ValidationError) -> list[Any]:
+    """The problems worth telling. pydantic reports one thing several times: an inherited block once for each stage, a
+    union once for each member, and a list whose items are wrong as too short as well."""
+    problems = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    told = [each for each in problems if each["type"] != "too_short" and each["loc"][-1:] != ("str",)]
+    problems = told or problems
+    return list({(each["loc"][-1:], each["msg"]): each for each in reversed(problems)}.values())[::-1]
+
+
+def _place(location: Sequence[str | int]) -> str:
+    """`data.store.0.path`, without the names pydantic gives to the members of a union."""
+    return ".".join(str(part) for part in location if part != "str" and "[" not in str(part))
 
 
 def _keys_at(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
@@ -173,15 +189,15 @@ def _set(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"--set {override}: not of the form key=value, for example stages.0.steps=10")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"--set {override}: the value is not valid YAML") from None
     parts = key.split(".")
     node: Any = tree
     for position, part in enumerate(parts):
         last = position == len(parts) - 1
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
+            if not part.isdecimal() or int(part) >= len(node):
                 raise UserError(f"--set {override}: '{part}' is not an index below {len(node)}")
             if last:
                 node[int(part)] = value
@@ -191,6 +207,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
             if last:
                 node[part] = value
             else:
-                node = node.setdefault(part, {}) if node.get(part) is not None else node.__setitem__(part, {}) or node[part]
+                node[part] = {} if node.get(part) is None else node[part]
+                node = node[part]
         else:
             raise UserError(f"--set {override}: '{'.'.join(parts[:position])}' holds no keys")

@@ -143,7 +143,7 @@ class Coordinator:
         }
         moved = abs(after["loss"] - before["loss"])
         if plan.exact and not moved <= TOLERANCE[engine.precision]:
-            worst = self._worst(engine, plan, source)
+            worst = self._worst(engine, self.run.stages[index].model, plan, source)
             raise GrowthFailed(
                 f"the growth at step {position.step} is exact by plan but moved the probe loss by {moved:.3g} nats "
                 f"({before['loss']:.6f} -> {after['loss']:.6f}); {worst}; the checkpoint from before it is current"
@@ -151,10 +151,10 @@ class Coordinator:
         self.save(engine, position, index, before_publishing=lambda: self.folder.append(self.folder.ledger, record, True))
         return record
 
-    def _worst(self, engine: ZeroEngine, plan: GrowthPlan, source: Checkpoint | None) -> str:
+    def _worst(self, engine: ZeroEngine, model: Model, plan: GrowthPlan, source: Checkpoint | None) -> str:
         """Which tensor in the engine differs most from the grown state."""
         worst = ("", 0.0)
-        for name in parameter_shapes(engine.module.model):
+        for name in parameter_shapes(model):
             state = engine.state.read(name)
             if self.main and state is not None and source is not None:
                 error = float((state.weight - grow_state(plan, name, source.read).weight).abs().max())

@@ -206,9 +206,11 @@ class Trainer:
         self.progress.step(self.position.step, result.loss, tokens, elapsed)
 
     def _validate(self, engine: ZeroEngine, index: int) -> dict[str, float]:
-        """Measure the validation split and record it."""
-        measured = self.validation.measure(engine)
-        record = {"valid_loss": measured["loss"], "valid_accuracy": measured["accuracy"], **self._totals()}
+        """Measure the validation split and record it: rows as long as in the last stage where the model reads them."""
+        stage = self.run.stages[index]
+        length = self.validation.length if self.validation.length <= stage.model.positions else stage.length
+        measured = self.validation.measure(engine, length)
+        record = {"valid_length": length, "valid_loss": measured["loss"], "valid_accuracy": measured["accuracy"], **self._totals()}
         if self.rank == 0:
             record = {"step": self.position.step, "stage": index, **record}
             self.folder.append(self.folder.metrics, record)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import io
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -74,9 +75,14 @@ def train_model(texts: Iterable[str], vocab_size: int = 8192, seed: int = 0, sam
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[-200:]
-        raise UserError(f"vocab_size: {vocab_size} does not suit the corpus ({reason}); change it") from None
+        raise UserError(f"vocab_size: {vocab_size} does not suit the corpus; {_fix(str(error))}") from None
     return model.getvalue()
+
+
+def _fix(message: str) -> str:
+    if needed := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return f"its characters alone need {needed.group(1)} pieces, so use more"
+    return f"sentencepiece says: {' '.join(message.split())[-200:]}"
 
 
 def to_tokenizer(model: bytes) -> Tokenizer:

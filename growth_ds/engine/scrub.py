@@ -92,6 +92,11 @@ def dismantle(ds_engine: Any, snapshot: Snapshot) -> None:
     snapshot.restore()
     # The objects themselves are tied together by bound methods and hook closures; empty them so that whatever still
     # names one of them holds no tensor. The engine's __del__ calls destroy() again and expects these two.
+    offload = getattr(outer, "parameter_offload", None)
+    if offload is not None:
+        # After a backward a dynamo wrapper keeps ZeRO-3's coordinator for ever, and its trace every module and parameter.
+        vars(offload.param_coordinator).clear()
+        vars(offload).clear()
     vars(outer).clear()
     vars(ds_engine).clear()
     vars(ds_engine).update({"module": None, "optimizer": None, "_modules": {}, "_parameters": {}, "_buffers": {}})

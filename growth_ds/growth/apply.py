@@ -1,8 +1,8 @@
 """Apply a plan to tensors: the law for weights and both Adam moments, whole tensors or any flat slice of them.
 
 The law (Net2Net, arXiv 1511.05641, made BERT-complete): on the side that *makes* the units a weight is copied and its
-gradient is shared; on the side that *reads* them the weight is shared and the gradient copied. Adam's first moment scales
-as the gradient, the second as its square. `growth_ds/growth/README.md` derives it.
+gradient is shared; on the side that *reads* them the weight is shared and the gradient copied. Adam's first moment
+scales as the gradient, the second as its square. `growth_ds/growth/README.md` derives it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _scale(axis: str, axis_map: AxisMap, split: bool, kind: str, dtype: torch.dt
 
 
 def grow(x: Tensor, row: str, old: Mapping[str, int], maps: Mapping[str, AxisMap], kind: str = "weight") -> Tensor:
-    """The grown tensor. `row` is the tensor's layout row, `old` the axis sizes before; x has that shape, any float dtype."""
+    """The grown tensor. `row` is its layout row, `old` the axis sizes before; x has that shape and any float dtype."""
     axes = parse(row)
     x = x.reshape(axes.unfolded(old))
     for dim, (axis, split) in enumerate(zip(axes.names, axes.split, strict=True)):
@@ -80,7 +80,7 @@ def grow_range(
 
 
 def shrink(x: Tensor, row: str, old: Mapping[str, int], maps: Mapping[str, AxisMap], kind: str = "weight") -> Tensor:
-    """The inverse of `grow`: the first copy of each unit, its share taken back. `old` are the sizes before the growth."""
+    """The inverse of `grow`: the first copy of each unit, its share taken back. `old` are the sizes before it."""
     axes = parse(row)
     x = x.reshape([maps[axis].new if axis in maps else old[axis] for axis in axes.names])
     for dim, (axis, split) in enumerate(zip(axes.names, axes.split, strict=True)):

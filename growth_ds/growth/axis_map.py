@@ -32,13 +32,17 @@ class AxisMap:
 
     def __post_init__(self) -> None:
         if self.source.shape != self.share.shape or self.source.ndim != 1:
-            raise ValueError(f"source {tuple(self.source.shape)} and share {tuple(self.share.shape)} must be one row each")
+            raise ValueError(
+                f"source {tuple(self.source.shape)} and share {tuple(self.share.shape)} must be one row each"
+            )
         if self.source.numel() and not 0 <= int(self.source.min()) <= int(self.source.max()) < self.old:
             raise ValueError(f"source has units outside [0, {self.old})")
         totals = torch.zeros(self.old, dtype=torch.float64).index_add_(0, self.source, self.share)
         if not torch.allclose(totals, torch.ones_like(totals), atol=1e-12):
             unit = int((totals - 1).abs().argmax())
-            raise ValueError(f"shares of old unit {unit} sum to {float(totals[unit])}, not to 1: it would be lost or doubled")
+            raise ValueError(
+                f"shares of old unit {unit} sum to {float(totals[unit])}, not to 1: it would be lost or doubled"
+            )
 
     @staticmethod
     def even(source: Tensor, old: int) -> AxisMap:

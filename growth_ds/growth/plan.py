@@ -1,4 +1,4 @@
-"""A growth plan: one AxisMap for each axis that grows, resolved, checked and with a digest, before any tensor is read."""
+"""A growth plan: one AxisMap for each axis that grows, resolved, checked and digested, before any tensor is read."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ class GrowthPlan:
                 )
         if self._executed_before() != self._executed_after():
             axis = "layer" if self.old["layer"] != self.new["layer"] else "stored_layer"
-            reasons[axis] = "the layers run in another composition; exact: the same depth, each copy where its source ran"
+            reasons[axis] = (
+                "the layers run in another composition; exact: the same depth, every copy where its source ran"
+            )
         return reasons
 
     @property
@@ -120,11 +122,11 @@ class GrowthPlan:
 
     @staticmethod
     def from_json(layout: Layout, record: dict[str, Any]) -> GrowthPlan:
-        """The plan of a ledger record. Raises ValueError if its recipes resolve to other maps than when it was written."""
+        """The plan of a ledger record. Raises ValueError if its recipes resolve to maps of another digest."""
         old, new = record["old"], record["new"]
         try:
             maps = {axis: _resolve(name, old[axis], new[axis]) for axis, name in record["recipes"].items()}
-        except (KeyError, UserError) as error:
+        except (KeyError, IndexError, UserError) as error:
             raise ValueError(f"plan {record['digest'][:12]} has recipes that cannot be resolved: {error}") from None
         plan = GrowthPlan(layout, old, new, maps, record["recipes"], record["moments"])
         if plan.digest() != record["digest"]:
@@ -158,11 +160,15 @@ def make_plan(layout: Layout, old: Model, new: Model, grow: Grow, fixed: dict[st
     names: dict[str, str] = {}
     for key, axis in AXES.items():
         if after[axis] < before[axis]:
-            raise UserError(f"model.{key}: cannot shrink from {before[axis]} to {after[axis]}; a growth only adds units")
+            raise UserError(
+                f"model.{key}: cannot shrink from {before[axis]} to {after[axis]}; a growth only adds units"
+            )
         if after[axis] == before[axis] or axis == "layer":
             continue
         if axis not in KIND:
-            raise UserError(f"model.{key}: cannot grow from {before[axis]} to {after[axis]}; {_instead(key, before[axis])}")
+            raise UserError(
+                f"model.{key}: cannot grow from {before[axis]} to {after[axis]}; {_instead(key, before[axis])}"
+            )
         shared = old.shares_layers or new.shares_layers
         recipe = grow.recipe_for("layers" if axis == "stored_layer" and not shared else key)
         maps[axis], names[axis] = _by_recipe(key, recipe, before[axis], after[axis]), recipe

@@ -1,6 +1,6 @@
 """Recipes: the few lines that say which old unit each new unit of an axis copies.
 
-A recipe is a function (old, new) -> AxisMap. It knows no axis, no tensor and no optimizer; all that follows from the map.
+A recipe is a function (old, new) -> AxisMap. It knows no axis, no tensor and no optimizer; these follow from the map.
 """
 
 from __future__ import annotations

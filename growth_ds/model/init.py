@@ -1,4 +1,4 @@
-"""Initial weights: every parameter from its own generator, so nothing depends on order, rank or the rest of the model."""
+"""Initial weights: each parameter from its own generator, so nothing depends on order, rank or the other parameters."""
 
 from __future__ import annotations
 

@@ -22,12 +22,12 @@ class Comparison:
     """Nats of this run there, between two validations by a straight line; None before its first validation."""
     other_loss: float | None
     share_to_match: float | None
-    """FLOPs at which this run came down to the other's final loss, as a fraction of what the other spent; None if never."""
+    """FLOPs at which this run came down to the other's final loss, as a fraction of the other's; None if never."""
 
     @property
     def difference(self) -> float | None:
-        """Nats that this run is above (positive) or below the other at equal compute."""
-        return None if self.loss is None or self.other_loss is None else self.loss - self.other_loss
+        """Nats that the other is above (positive) or below this run at equal compute."""
+        return None if self.loss is None or self.other_loss is None else self.other_loss - self.loss
 
 
 def compare(this: Curve, other: Curve) -> Comparison | None:
@@ -46,7 +46,7 @@ def compare(this: Curve, other: Curve) -> Comparison | None:
 
 
 def _points(curve: Curve) -> list[Point]:
-    """One point for each FLOP count: the model before a growth and the one after it may be validated at the same step."""
+    """One point for each FLOP count: around a growth two models may be validated at the same step."""
     return sorted({float(record["flops"]): float(record["valid_loss"]) for record in curve.valid}.items())
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,8 +33,8 @@ VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", GRID: "grid", PAPER: "pap
 PANELS = ("flops", "tokens", "seconds")
 PANEL_INCHES = (6.0, 3.7)
 STEEP = 0.04
-"""Fraction of a run at its start that may leave the picture at the top: the fall from ln(vocabulary) is always the same."""
-ROOM_FOR_ENTROPY = 1.8
+"""Fraction of a run at its start that may leave the picture: the fall from ln(vocabulary) tells nothing."""
+ROOM_FOR_ENTROPY = 2.5
 """The unigram entropy is drawn unless the loss axis would get this many times longer for it; else the edge says so."""
 
 
@@ -72,19 +72,22 @@ def optim_svg(curves: Sequence[Curve]) -> str:
     with _style():
         figure = _figure(PANEL_INCHES)
         upper, lower = figure.subplots(2, 1, sharex=True)
+        exponent = _exponent(max(_finite(rate for curve in curves for rate in curve.logged("lr")), default=1.0))
+        highest = 0.0
         for number, curve in enumerate(curves):
-            _line(upper, f"lr-{number}", curve.logged("step"), curve.logged("lr"), number)
-            _line(lower, f"grad-{number}", curve.logged("step"), curve.smoothed("grad_norm"), number)
+            steps, norms = curve.logged("step"), curve.smoothed("grad_norm")
+            _line(upper, f"lr-{number}", steps, [rate / 10.0**exponent for rate in curve.logged("lr")], number)
+            _line(lower, f"grad-{number}", steps, norms, number)
             _verticals((upper, lower), number, curve, "step", 1.0)
-        upper.set_ylabel("learning rate")
-        upper.ticklabel_format(axis="y", style="plain")
-        upper.yaxis.set_major_formatter(_rate)
+            highest = max([highest, *_finite(_past_the_start(norms))])
+        upper.set_ylabel(f"learning rate ({units.power(exponent)})")
         lower.set_ylabel("gradient norm")
         lower.set_xlabel("optimizer steps")
         lower.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        for panel in (upper, lower):
-            panel.set_xlim(left=0)
+        lower.set_ylim(0, 1.15 * highest or 1)
         upper.set_ylim(bottom=0)
+        upper.set_xlim(0, 1.02 * max(curve.train[-1]["step"] for curve in curves))
+        figure.align_ylabels()
         return _svg(figure, "optim")
 
 
@@ -113,10 +116,16 @@ def _draw_loss(panel: Axes, key: str, curves: Sequence[Curve], entropy: float | 
     if entropy is not None and math.isfinite(entropy):
         _entropy(panel, entropy, high)
     for growth in curves[0].growths:
-        panel.text(
-            growth.at[key] / divisor, high, f" {growth.label()} ", rotation=90, ha="left", va="top", fontsize=7.5,
-            color=MUTED, gid="growth-label", zorder=6, clip_on=True, parse_math=False,
-        )  # fmt: skip
+        _growth_label(panel, growth.at[key] / divisor, high, growth.label())
+
+
+def _growth_label(panel: Axes, x: float, high: float, text: str) -> None:
+    """What grew, along the dashed line, on a ground that lets curves shine through a little."""
+    panel.annotate(
+        text, (x, high), xytext=(3, -2), textcoords="offset points", rotation=90, ha="left", va="top", fontsize=7.5,
+        color=MUTED, gid="growth-label", zorder=6, parse_math=False,
+        bbox={"facecolor": PAPER, "alpha": 0.75, "edgecolor": "none", "pad": 0.8},
+    )  # fmt: skip
 
 
 def _line(
@@ -159,14 +168,13 @@ def _entropy(panel: Axes, entropy: float, high: float) -> None:
 
 
 def loss_limits(curves: Sequence[Curve], entropy: float | None) -> tuple[float, float]:
-    """Ends of the loss axis in nats: what is smoothed or validated past the steep start, and the entropy if there is room."""
+    """Ends of the loss axis in nats: all past the steep start, and the entropy if there is room for it."""
     shown: list[float] = []
     for curve in curves:
-        smooth = curve.smoothed("loss")
-        shown += smooth[min(len(smooth) - 1, math.ceil(STEEP * len(smooth))) :]
-        shown += [record["valid_loss"] for record in curve.valid if record["step"] > STEEP * curve.train[-1]["step"]]
-    finite = [value for value in shown if math.isfinite(value)] or [0.0, 1.0]
-    low, high = min(finite), max(finite)
+        shown += _finite(_past_the_start(curve.smoothed("loss")))
+        start = STEEP * curve.train[-1]["step"]
+        shown += _finite(record["valid_loss"] for record in curve.valid if record["step"] > start)
+    low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
     if entropy is not None and math.isfinite(entropy):
         wide = max(high, entropy) - min(low, entropy)
         if wide <= ROOM_FOR_ENTROPY * max(high - low, 0.1):
@@ -175,10 +183,23 @@ def loss_limits(curves: Sequence[Curve], entropy: float | None) -> tuple[float, 
     return low - margin, high + margin
 
 
+def _past_the_start(values: Sequence[float]) -> Sequence[float]:
+    return values[min(len(values) - 1, math.ceil(STEEP * len(values))) :]
+
+
+def _finite(values: Iterable[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _exponent(largest: float) -> int:
+    """Power of ten just below a number."""
+    return math.floor(math.log10(largest)) if largest > 0 else 0
+
+
 def scale(key: str, largest: float) -> tuple[float, str]:
     """What to divide by, and the axis label with the unit, so that ticks are short numbers."""
     if key == "flops":
-        exponent = 3 * max(0, math.floor(math.log10(max(largest, 1)) / 3))
+        exponent = 3 * max(0, _exponent(largest) // 3)
         return 10.0**exponent, f"training compute ({units.power(exponent)} FLOPs)"
     if key == "tokens":
         sizes = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"), (1.0, ""))
@@ -188,12 +209,6 @@ def scale(key: str, largest: float) -> tuple[float, str]:
         if largest >= 3 * size:
             return size, f"training time ({name})"
     return 1.0, "training time (seconds)"
-
-
-def _rate(value: float, _: int) -> str:
-    return (
-        f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")
-    )
 
 
 def _legend(curves: Sequence[Curve]) -> tuple[list[object], list[str]]:

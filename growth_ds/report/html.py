@@ -12,8 +12,8 @@ from typing import Any
 from growth_ds.errors import UserError
 from growth_ds.report import units
 from growth_ds.report.compare import Comparison, compare
-from growth_ds.report.curves import MARKERS, PANELS, SERIES, optim_svg, panel_svg
-from growth_ds.report.page import Html, document, element, join, safe, section, table
+from growth_ds.report.curves import PANELS, SERIES, optim_svg, panel_svg
+from growth_ds.report.page import Html, document, element, join, section, table
 from growth_ds.report.prose import in_plain_words
 from growth_ds.report.rows import GrowthRow, StageRow, Summary, events, growth_rows, stage_rows, summary
 from growth_ds.report.series import Curve, read_curve
@@ -66,7 +66,7 @@ def write_report(
             _configuration(source),
         ]
     )
-    _write(out, document(f"{run.name} – growth_ds report", body))
+    _write(out, document(f"{run.name}: growth_ds report", body))
     return out
 
 
@@ -84,16 +84,22 @@ def _write(out: Path, text: str) -> None:
 
 def _facts(run: Summary) -> Html:
     """The four numbers to see first."""
-    below = None if run.valid_loss is None or run.unigram_entropy is None else run.valid_loss - run.unigram_entropy
     progress = "" if run.finished else f" of {run.planned_steps:,}"
     facts = (
-        ("validation loss", units.nats(run.valid_loss), f"nats; {units.difference(below)} to the unigram entropy"),
+        ("validation loss", units.nats(run.valid_loss), _to_entropy(run)),
         ("masked tokens guessed", units.percent(run.valid_accuracy), "of the validation text"),
         ("training compute", units.flops(run.flops), f"FLOPs in {units.duration(run.seconds)}"),
         ("tokens seen", units.count(run.tokens), f"in {run.steps:,}{progress} steps"),
         ("parameters", units.count(run.parameters), "in the last stage"),
     )
     return element("dl", join(_fact(*fact) for fact in facts), kind="facts")
+
+
+def _to_entropy(run: Summary) -> str:
+    if run.valid_loss is None or run.unigram_entropy is None:
+        return "nats"
+    apart = run.valid_loss - run.unigram_entropy
+    return f"nats, {abs(apart):.3f} {'below' if apart < 0 else 'above'} the unigram entropy"
 
 
 def _fact(name: str, value: str, unit: str) -> Html:
@@ -124,17 +130,17 @@ def _comparison(subjects: Sequence[_Subject], comparisons: Sequence[tuple[_Subje
     headings = ("run", "parameters", "steps", "tokens", "FLOPs", "time", "validation loss", "difference", "accuracy")
     parts: list[object] = [table(headings, rows, references=len(entropies))]
     parts.append(
-        element("p", f"Losses in nats, lower is better. Difference: to {subjects[0].name}. The unigram entropy is the "
+        element("p", f"Losses in nats, lower is better. Difference: less {subjects[0].name}. The unigram entropy is the "
                 "loss of guessing every masked token by its frequency alone.", kind="note")
     )  # fmt: skip
     if len({run.store for run in runs}) > 1 or len(entropies) > 1:
         parts.append(
             element("p", "These runs do not share one token store: their losses are on different texts and cannot be "
-                    "compared.", kind="note worse")
+                    "compared.", kind="note warning")
         )  # fmt: skip
     if comparisons:
         parts.append(_equal_compute(subjects[0].name, comparisons))
-    return section("How well", *parts)
+    return section("Results", *parts)
 
 
 def _equal_compute(name: str, comparisons: Sequence[tuple[_Subject, Comparison | None]]) -> Html:
@@ -145,33 +151,36 @@ def _equal_compute(name: str, comparisons: Sequence[tuple[_Subject, Comparison |
             continue
         share = "not reached" if found.share_to_match is None else units.percent(found.share_to_match, 0)
         sides = units.nats(found.loss), units.nats(found.other_loss)
-        rows.append([rival.name, units.flops(found.flops), *sides, _coloured(found.difference), share])
+        rows.append([rival.name, units.flops(found.flops), *sides, _difference(found.difference), share])
     headings = ("at equal compute, against", "FLOPs", name, "the other", "difference", "compute to match")
     note = (
-        f"Difference: {name} less the other, between two validations by a straight line. Compute to match: FLOPs at "
-        f"which {name} came down to the other’s final loss, of those the other spent."
+        f"Losses between two validations by a straight line. Difference: the other less {name}. Compute to match: FLOPs at "
+        f"which {name} came down to the other's final loss, of those the other spent."
     )
     return join([element("div", table(headings, rows), style="margin-top:1rem"), element("p", note, kind="note")])
 
 
 def _apart(loss: float | None, first: float | None) -> str:
-    return units.difference(None if loss is None or first is None else loss - first)
+    return _difference(None if loss is None or first is None else loss - first)
 
 
-def _coloured(apart: float | None) -> Html:
-    """A difference of losses: this run is better where it is negative."""
-    text = units.difference(apart)
-    kind = "better" if text.startswith("-") else "worse" if text.startswith("+") else ""
-    return element("span", text.replace("-", "−"), kind=kind)
+def _difference(apart: float | None, digits: int = 3) -> str:
+    """A signed difference with a true minus sign."""
+    return units.difference(apart, digits).replace("-", "\u2212")
 
 
 def _curves(subjects: Sequence[_Subject]) -> Html:
     curves = [subject.curve for subject in subjects]
     entropy = subjects[0].summary.unigram_entropy
     alt = "loss against " + ", ".join(PANELS)
-    pictures = [panel_svg(curves, key, entropy) for key in PANELS] + [optim_svg(curves)]
-    figures = [element("figure", _inline(svg), kind="card") for svg in pictures]
-    return section("Curves", _legend(curves), element("div", join(figures), kind="curves", role="group", title=alt))
+    drawn = [panel_svg(curves, key, entropy) for key in PANELS] + [optim_svg(curves)]
+    figures = [element("figure", _inline(svg), kind="card") for svg in drawn]
+    note = (
+        "Lines: training loss, smoothed within each stage; the light line is the loss as logged, and the steep start may "
+        "leave the picture. Points: validation. Dashed: a growth."
+    )
+    pictures = element("div", join(figures), kind="curves", role="group", title=alt)
+    return section("Curves", _legend(curves), pictures, element("p", note, kind="note"))
 
 
 def _inline(svg: str) -> Html:
@@ -181,20 +190,20 @@ def _inline(svg: str) -> Html:
     return Html(f'{head} role="img">{rest}')
 
 
+MARKS = (
+    '<circle cx="14" cy="6" r="3.6"/>', '<path d="M10.8 2.8h6.4v6.4h-6.4z"/>', '<path d="M14 2 18 9.4H10z"/>',
+    '<path d="M14 1.4 18.4 6 14 10.6 9.6 6z"/>', '<path d="M14 10 18 2.6H10z"/>', '<path d="M12.6 2h2.8v8h-2.8z"/>',
+)  # fmt: skip
+"""The shapes of `curves.MARKERS`, in their order."""
+
+
 def _legend(curves: Sequence[Curve]) -> Html:
-    lines = []
+    items = []
     for number, curve in enumerate(curves):
-        colour = f'style="stroke:var(--run{number % len(SERIES)})" stroke-width="2.4"'
-        lines.append((f'<line x1="1" y1="6" x2="25" y2="6" {colour}/>', curve.name))
-    if any(curve.growths for curve in curves):
-        lines.append(
-            ('<line x1="13" y1="0" x2="13" y2="12" stroke-dasharray="3 2" style="stroke:var(--rule)"/>', "growth")
-        )
-    lines.append(('<circle cx="13" cy="6" r="3.6" style="fill:var(--muted)"/>', "validation"))
-    items = [
-        element("li", join([Html(f'<svg viewBox="0 0 26 12" aria-hidden="true">{mark}</svg>'), name], ""))
-        for mark, name in lines
-    ]
+        colour = f'style="stroke:var(--run{number % len(SERIES)});fill:var(--run{number % len(SERIES)})"'
+        mark = f'<g {colour}><path d="M1 6h26" stroke-width="2.4"/>{MARKS[number % len(MARKS)]}</g>'
+        swatch = Html(f'<svg viewBox="0 0 28 12" aria-hidden="true">{mark}</svg>')
+        items.append(element("li", join([swatch, curve.name], "")))
     return element("ul", join(items), kind="legend")
 
 
@@ -204,21 +213,21 @@ def _growths(growths: Sequence[GrowthRow]) -> Html:
     rows = []
     for row in growths:
         later = "" if row.lag_loss is None else f"{row.lag_loss:.4f} (+{row.lag_steps} steps)"
-        promise = "yes" if row.exact else "no; " + "; ".join(row.reasons)
+        promise = "yes" if row.exact else "no: " + "; ".join(row.reasons)
+        aside = element("span", f"moments: {row.moments}, took {units.duration(row.seconds)}", kind="more")
+        grown = join([*(change.text("→") for change in row.changes), aside], "<br>")
         accuracy = f"{units.percent(row.accuracy_before)} → {units.percent(row.accuracy_after)}"
         rows.append(
             [
-                f"{row.step:,}", join((safe(change.text("→")) for change in row.changes), "<br>"),
-                f"{row.loss_before:.4f}", f"{row.loss_after:.4f}", units.difference(row.delta, 4), later, accuracy,
-                row.moments, units.duration(row.seconds), promise,
+                f"{row.step:,}", grown,
+                f"{row.loss_before:.4f}", f"{row.loss_after:.4f}", _difference(row.delta, 4), later, accuracy, promise,
             ]
         )  # fmt: skip
     headings = (
-        "step", "what grew", "loss before", "after", "change", "later", "accuracy", "Adam moments", "took",
-        "exact by plan",
+        "step", "what grew", "loss before", "after", "change", "later", "accuracy", "exact by plan",
     )  # fmt: skip
-    note = "Loss (nats) and accuracy on one fixed probe batch, right before and right after each growth, and some steps later."
-    return section("Growth", table(headings, rows, text=(0, 1), wrap=9), element("p", note, kind="note"))
+    note = "Loss (nats) and accuracy on one fixed probe batch: right before, right after, and some steps later."
+    return section("Growth", table(headings, rows, text=(0, 1), wrap=7), element("p", note, kind="note"))
 
 
 def _stages(stages: Sequence[StageRow]) -> Html:

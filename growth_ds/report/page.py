@@ -8,10 +8,10 @@ from html import escape
 CSS = """
 :root { color-scheme: light dark; --ink: #1f2430; --muted: #5b6475; --rule: #9aa3b2; --grid: #e3e7ee; --paper: #fff;
   --ground: #f5f6f9; --line: #e0e4eb; --run0: #0072b2; --run1: #d55e00; --run2: #009e73; --run3: #cc79a7;
-  --run4: #b8860b; --run5: #56b4e9; --good: #0b7a4b; --bad: #b3441e; }
+  --run4: #b8860b; --run5: #56b4e9; --bad: #b3441e; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --muted: #a3adbd; --rule: #657084; --grid: #2c3340;
   --paper: #1b202a; --ground: #12161d; --line: #2c3340; --run0: #56b4e9; --run1: #ff9152; --run2: #2fc79b;
-  --run3: #e79fc6; --run4: #e3b341; --run5: #a5d8ff; --good: #4fcf95; --bad: #ff9152; } }
+  --run3: #e79fc6; --run4: #e3b341; --run5: #a5d8ff; --bad: #ff9152; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.55; font-size: 16px;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif; }
@@ -21,26 +21,27 @@ h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
 p { max-width: 78ch; margin: 0 0 1rem; overflow-wrap: anywhere; }
 .kicker { color: var(--muted); font-size: .85rem; margin: 0 0 .4rem; }
 .lead { font-size: 1.05rem; margin-top: 1rem; }
-.note { color: var(--muted); font-size: .87rem; margin: .6rem 0 0; }
+.note { color: var(--muted); font-size: .87rem; margin: .6rem 0 0; max-width: 118ch; }
+.more { color: var(--muted); font-size: .8rem; }
 .card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 1rem; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .75rem; margin: 1.5rem 0 0; }
 .facts div { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: .7rem .9rem; }
 .facts dt { color: var(--muted); font-size: .8rem; }
-.facts dd { margin: 0; font-size: 1.3rem; font-weight: 600; letter-spacing: -.01em; font-variant-numeric: tabular-nums; }
+.facts dd { margin: 0; font-size: 1.3rem; font-weight: 600; letter-spacing: -.01em; }
 .facts small { display: block; font-size: .78rem; font-weight: 400; color: var(--muted); letter-spacing: 0; }
 .scroll { overflow-x: auto; padding: .25rem 1rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .5rem .6rem; white-space: nowrap; vertical-align: top; }
 th { color: var(--muted); font-weight: 500; font-size: .8rem; }
 th.text, td.text { text-align: left; }
-td.wrap { white-space: normal; min-width: 15rem; }
+td.wrap { white-space: normal; min-width: 13rem; overflow-wrap: anywhere; }
 th:first-child, td:first-child { padding-left: 0; } th:last-child, td:last-child { padding-right: 0; }
 tbody tr { border-top: 1px solid var(--line); }
 tbody tr.reference { color: var(--muted); }
-.better { color: var(--good); } .worse { color: var(--bad); }
+.warning { color: var(--bad); }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.3rem; margin: 0 0 .75rem; padding: 0; list-style: none;
   font-size: .87rem; }
-.legend svg, .swatch { width: 26px; height: 12px; vertical-align: -1px; margin-right: .4rem; }
+.legend svg { width: 28px; height: 12px; vertical-align: -1px; margin-right: .4rem; }
 .curves { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .75rem; }
 .curves figure { margin: 0; } .curves svg { display: block; width: 100%; height: auto; }
 .curves svg text, .curves svg tspan { font-family: inherit !important; }

@@ -21,7 +21,7 @@ def in_plain_words(
 
 
 def _trained(run: Summary, stages: Sequence[StageRow], growths: Sequence[GrowthRow]) -> str:
-    cost = f"{units.count(run.tokens)} tokens, {units.flops(run.flops)} FLOPs and {units.duration(run.seconds)} of training"
+    cost = f"{units.count(run.tokens)} tokens, {units.flops(run.flops)} FLOPs and {units.duration(run.seconds)}"
     if growths:
         times = {1: "once", 2: "twice"}.get(len(growths), f"{len(growths)} times")
         what = f"A BERT that grew {times} while it trained, from {units.count(stages[0].parameters)} to "
@@ -29,7 +29,7 @@ def _trained(run: Summary, stages: Sequence[StageRow], growths: Sequence[GrowthR
     else:
         what = f"A BERT of {units.count(run.parameters)} parameters, trained from scratch at its full size"
     ended = "" if run.finished else f" It has not finished: {run.steps:,} of {run.planned_steps:,} steps are done."
-    return f"{what}, on {cost}.{ended}"
+    return f"{what}, for {cost} of training.{ended}"
 
 
 def _quality(run: Summary) -> str:
@@ -47,14 +47,13 @@ def _quality(run: Summary) -> str:
 
 def _against(name: str, found: Comparison) -> str:
     if found.difference is None:
-        return f"It cannot be compared with {name} at equal compute: their validations do not overlap."
+        return f'It cannot be compared with "{name}" at equal compute: their validations do not overlap.'
     if abs(found.difference) < EVEN:
-        verdict = f"is as good as {name}"
+        verdict = f'is as good as "{name}"'
     else:
-        verdict = (
-            f"is {units.nats(abs(found.difference))} nats {'better' if found.difference < 0 else 'worse'} than {name}"
-        )
+        side = "better" if found.difference > 0 else "worse"
+        verdict = f'is {units.nats(abs(found.difference))} nats {side} than "{name}"'
     text = f"At equal compute ({units.flops(found.flops)} FLOPs) it {verdict}"
     if found.share_to_match is None:
-        return f"{text}; it has not reached {name}’s final loss."
-    return f"{text}; it came down to {name}’s final loss with {units.percent(found.share_to_match, 0)} of {name}’s compute."
+        return f"{text}; it has not reached that run's final loss."
+    return f"{text}; it reached that run's final loss with {units.percent(found.share_to_match, 0)} of its compute."

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # its import brings torch, which nothing here computes with
     from growth_ds.run_folder import RunFolder
 
 WINDOWS_PER_RUN = 50
-"""A smoothed value is the mean of about 1/50 of the run: wide enough to see past batch noise, too narrow to hide a dip."""
+"""A smoothed value is the mean of about 1/50 of the run: past the noise of batches, but no dip is hidden."""
 POINTS = 400
 """Points that are drawn of one line: about one for each pixel of a panel."""
 
@@ -48,11 +48,11 @@ class Curve:
         return [_number(record.get(key)) for record in self.train]
 
     def smoothed(self, key: str) -> list[float]:
-        """The same as a centred moving mean; a stage never leaks into the next, so a jump at a growth stays a jump."""
+        """The same, smoothed; a stage never leaks into the next, so a jump at a growth stays a jump."""
         width = max(1, len(self.train) // WINDOWS_PER_RUN)
         result: list[float] = []
         for _, records in groupby(self.train, key=lambda record: record["stage"]):
-            result.extend(moving_mean([_number(record.get(key)) for record in records], width))
+            result.extend(smooth([_number(record.get(key)) for record in records], width))
         return result
 
 
@@ -67,18 +67,23 @@ def read_curve(name: str, folder: RunFolder) -> Curve:
     return Curve(name, train, validations(folder), growths)
 
 
-def moving_mean(values: Sequence[float], width: int) -> list[float]:
-    """Mean over `width` neighbours, fewer at the ends; a value that is not finite counts as absent."""
-    finite = [value if math.isfinite(value) else 0.0 for value in values]
-    sums = [0.0, *accumulate(finite)]
-    counts = [0, *accumulate(math.isfinite(value) for value in values)]
+def smooth(values: Sequence[float], width: int) -> list[float]:
+    """The value at each point of the straight line through its `width` neighbours; what is not finite counts as absent.
+
+    Inside, that is the moving mean; at the ends, where neighbours are on one side only, the line keeps the slope.
+    """
+    present = [(x, y) if math.isfinite(y) else None for x, y in enumerate(values)]
+    sums = [
+        [0.0, *accumulate(term(*point) if point else 0.0 for point in present)]
+        for term in (lambda x, y: 1.0, lambda x, y: x, lambda x, y: y, lambda x, y: x * x, lambda x, y: x * y)
+    ]
     half, result = width // 2, []
     for index in range(len(values)):
-        # As many neighbours on both sides: a one-sided window would bend the ends of a falling curve.
-        reach = min(half, index, len(values) - 1 - index)
-        low, high = index - reach, index + reach + 1
-        number = counts[high] - counts[low]
-        result.append((sums[high] - sums[low]) / number if number else math.nan)
+        low, high = max(0, index - half), min(len(values), index + half + 1)
+        n, x, y, xx, xy = (total[high] - total[low] for total in sums)
+        spread = n * xx - x * x
+        slope = (n * xy - x * y) / spread if spread > 0 else 0.0
+        result.append((y + slope * (n * index - x)) / n if n else math.nan)
     return result
 
 

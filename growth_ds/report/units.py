@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-MISSING = "–"
+MISSING = "\u2013"
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def count(number: float | None) -> str:
-    """Things that are counted: `1,234`, `12.3 M`, `1.20 B`."""
+    """Things that are counted: `1,234`, `210 k`, `12.3 M`, `1.20 B`."""
     if number is None or not math.isfinite(number):
         return MISSING
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if abs(number) >= size:
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= max(size, 1e5):
             return f"{_three_digits(number / size)} {letter}"
     return f"{number:,.0f}"
 
@@ -32,7 +32,7 @@ def flops(number: float | None) -> str:
     if number is None or not math.isfinite(number):
         return MISSING
     mantissa, exponent = plain_flops(number).split("e")
-    return f"{mantissa} × {power(int(exponent))}"
+    return f"{mantissa} \u00d7 {power(int(exponent))}"
 
 
 def plain_flops(number: float | None) -> str:
@@ -47,6 +47,8 @@ def duration(seconds: float | None) -> str:
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
+    if whole < 3600 and whole >= 60 and whole % 60 == 0:
+        return f"{whole // 60} min"
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:

@@ -132,9 +132,7 @@ def words_of(ids: np.ndarray, facts: Facts | Tokenizer) -> list[list[int]]:
 def masked_words(ids: np.ndarray, facts: Facts | Tokenizer, ratio: float) -> None:
     """Every word is masked whole or not at all, and the budget is used as far as words allow."""
     length = ids.shape[1]
-    _, positions, labels = mask_rows(
-        ids, np.arange(len(ids)) * length, facts, seed=0, ratio=ratio, whole_word=True
-    )
+    _, positions, labels = mask_rows(ids, np.arange(len(ids)) * length, facts, seed=0, ratio=ratio, whole_word=True)
     k = masked_per_row(length, ratio)
     for row, (places, wanted) in enumerate(zip(positions.reshape(-1, k), labels.reshape(-1, k), strict=True)):
         hidden = {int(p) - row * length for p, label in zip(places, wanted, strict=True) if label >= 0}

@@ -25,7 +25,7 @@ def test_the_same_text_in_any_order_gives_the_same_model_bytes() -> None:
 
 
 def test_ids_are_those_of_sentencepiece_on_strange_text() -> None:
-    model = train_model([*sentences(500, seed=2), *strange_texts(300, seed=6)], vocab_size=800)
+    model = train_model([*sentences(500, seed=2), *strange_texts(300, seed=6)], vocab_size=3000)
     theirs, ours, clean = sentencepiece.SentencePieceProcessor(model_proto=model), to_tokenizer(model), normalizer()
     texts = [t.replace("[MASK]", "").replace("[SEP]", "") for t in strange_texts(3000, seed=7)]
     # The special tokens in brackets are text to sentencepiece and tokens to transformers, hence taken out above.
@@ -56,7 +56,7 @@ def test_a_small_corpus_gives_a_smaller_vocabulary_with_a_warning() -> None:
 def test_no_text_and_too_few_pieces_are_user_errors() -> None:
     with pytest.raises(UserError, match="no text to train on"):
         train_sentencepiece(["", " \u200b "])
-    with pytest.raises(UserError, match="vocab_size: 8 does not suit the corpus"):
+    with pytest.raises(UserError, match="vocab_size: 8 does not suit the corpus; its characters alone need"):
         train_sentencepiece(sentences(50, seed=0), vocab_size=8)
 
 
@@ -65,7 +65,7 @@ def test_the_sample_ignores_order_and_repeats_and_keeps_its_bound() -> None:
     whole = sample_lines(lines, 10**9, seed=0)
     assert sorted(whole) == sorted(set(lines))
     part = sample_lines(lines, 4000, seed=0)
-    assert 3800 < sum(len(line.encode()) for line in part) <= 4000
+    assert 3700 < sum(len(line.encode()) for line in part) <= 4000
     assert sample_lines(["\n".join(reversed(lines)), *lines], 4000, seed=0) == part
     assert part == whole[: len(part)]
     assert sample_lines(lines, 4000, seed=1) != part

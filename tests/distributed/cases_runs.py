@@ -1,0 +1,227 @@
+"""Whole runs, several in one process group: growth, stop, resume, ZeRO stages. Asserted on every rank.
+
+The order matters: `reference` comes first, the others are compared with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+import growth_ds.coordinator as coordinator_module
+from growth_ds.checkpoint import Checkpoint
+from growth_ds.config import Run
+from growth_ds.coordinator import GrowthFailed
+from growth_ds.data.text import Text
+from growth_ds.engine import distributed
+from growth_ds.engine.scrub import live_engines
+from growth_ds.run_folder import RunFolder
+from growth_ds.trainer import FINISHED, STOPPED, Trainer, with_vocabulary
+from tests.distributed.corpus import SMALL, folder, small_run
+
+numbers = itertools.count()
+
+
+class StopAfter:
+    """Stands in for the signal flag: asks to stop in step `step`."""
+
+    def __init__(self, trainer: Trainer, step: int) -> None:
+        self.trainer, self.step = trainer, step
+
+    def __bool__(self) -> bool:
+        return self.trainer.position.step + 1 == self.step
+
+    def __enter__(self) -> StopAfter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def train(run: Run, name: str, stop_after: int | None = None) -> int:
+    text = Text.of(run)
+    run = with_vocabulary(run, text.tokenizer.vocab_size)
+    trainer = Trainer(run, RunFolder(folder() / name), text)
+    if stop_after is not None:
+        trainer.stop = StopAfter(trainer, stop_after)  # type: ignore[assignment]
+    code = trainer.train(resume=True)
+    distributed.barrier()
+    return code
+
+
+def losses(name: str) -> list[float]:
+    """Training loss of every step, which must stand once and in order."""
+    records = [r for r in RunFolder(folder() / name).records(folder() / name / "metrics.jsonl") if "loss" in r]
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    return [record["loss"] for record in records]
+
+
+def ledger(name: str, event: str) -> list[dict[str, Any]]:
+    run_folder = RunFolder(folder() / name)
+    return [record for record in run_folder.records(run_folder.ledger) if record["event"] == event]
+
+
+def final(name: str) -> Checkpoint:
+    checkpoint = RunFolder(folder() / name).newest()
+    assert checkpoint is not None
+    return checkpoint
+
+
+def close_to_reference(name: str, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(losses(name), losses("reference"), rtol=0, atol=tolerance)
+
+
+def case_reference() -> None:
+    assert train(small_run(), "reference") == FINISHED
+    assert len(losses("reference")) == 40
+    assert losses("reference")[-1] < losses("reference")[0] - 0.2
+    (growth,) = ledger("reference", "growth")
+    assert growth["step"] == 20
+    assert {record["axis"] for record in growth["axes"]} == {"layer", "ffn"}
+    assert growth["length"] == [16, 32]
+    assert not growth["exact"]
+    assert final("reference").model.layers == 4
+    assert set(final("reference").steps.values()) == {40}
+
+
+def case_finished_run_does_nothing_more() -> None:
+    before = (folder() / "reference" / "metrics.jsonl").read_text()
+    assert train(small_run(), "reference") == FINISHED
+    assert (folder() / "reference" / "metrics.jsonl").read_text() == before
+
+
+def _same_losses(stage: int) -> None:
+    name = f"zero-{stage}"
+    assert train(small_run(engine={"precision": "fp32", "zero": stage}), name) == FINISHED
+    close_to_reference(name)
+
+
+def case_zero_0_same_losses() -> None:
+    _same_losses(0)
+
+
+def case_zero_1_same_losses() -> None:
+    _same_losses(1)
+
+
+def case_zero_3_same_losses() -> None:
+    _same_losses(3)
+
+
+def case_stop_before_growth_and_resume() -> None:
+    assert train(small_run(), "stop-10", stop_after=10) == STOPPED
+    assert len(losses("stop-10")) == 10
+    assert train(small_run(), "stop-10") == FINISHED
+    close_to_reference("stop-10")
+
+
+def case_stop_after_growth_and_resume_in_other_stages() -> None:
+    assert train(small_run(), "stop-30", stop_after=30) == STOPPED
+    assert train(small_run(engine={"precision": "fp32", "zero": 3}), "stop-30", stop_after=35) == STOPPED
+    assert train(small_run(engine={"precision": "fp32", "zero": 0}), "stop-30") == FINISHED
+    close_to_reference("stop-30")
+    assert len(ledger("stop-30", "growth")) == 1
+    assert len(ledger("stop-30", "stage")) == 2
+
+
+def case_stop_in_the_last_step_of_a_stage() -> None:
+    assert train(small_run(), "stop-20", stop_after=20) == STOPPED
+    assert train(small_run(), "stop-20") == FINISHED
+    close_to_reference("stop-20")
+    assert len(ledger("stop-20", "growth")) == 1
+
+
+def case_step_after_the_last_checkpoint_is_computed_again() -> None:
+    """A run that was killed (not stopped) at step 17 with a checkpoint from step 12."""
+    run = small_run(checkpoint={"every": 12})
+    assert train(run, "killed", stop_after=17) == STOPPED
+    killed = RunFolder(folder() / "killed")
+    if distributed.rank() == 0:
+        (killed.checkpoints / "latest").write_text("step-00000012-stage-0\n")
+    distributed.barrier()
+    assert train(run, "killed") == FINISHED
+    close_to_reference("killed")
+
+
+def _single(name: str, steps: tuple[int, ...], **grow: Any) -> None:
+    """Stages of one model, so that every growth is the identity."""
+    stages: list[dict[str, Any]] = [
+        {"model": SMALL, "length": 16, "batch": {"global": 8, "micro": 4}, "steps": count, "grow": grow} for count in steps
+    ]
+    assert train(small_run(stages=stages, optim={"lr": 3e-3, "warmup": 4, "decay": "constant"}), name) == FINISHED
+
+
+def case_identity_growth_carries_moments() -> None:
+    _single("whole", (25,))
+    _single("cut", (20, 5), recipe="identity")
+    torch.testing.assert_close(losses("cut")[20:], losses("whole")[20:], rtol=0, atol=1e-6)
+    _single("one-more-whole", (21,))
+    _single("one-more-cut", (20, 1), recipe="identity")
+    whole, cut = final("one-more-whole"), final("one-more-cut")
+    for name in whole.shapes():
+        for kind in ("weight", "exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(cut.tensor(kind, name), whole.tensor(kind, name), rtol=0, atol=1e-6)
+        assert cut.steps[name] == whole.steps[name] == 21
+
+
+def case_reset_moments_differ() -> None:
+    _single("reset", (20, 5), recipe="identity", moments="reset")
+    difference = max(abs(a - b) for a, b in zip(losses("reset")[20:], losses("whole")[20:], strict=True))
+    assert difference > 1e-4
+    assert set(final("reset").steps.values()) == {5}
+
+
+def _wider(name: str, precision: str, zero: int) -> dict[str, Any]:
+    grown = {"hidden": 60, "heads": 6, "ffn": 100, "positions": 40}
+    stages = [
+        {"model": SMALL, "length": 16, "batch": {"global": 8, "micro": 4}, "steps": 10},
+        {"model": grown, "length": 40, "batch": {"global": 8, "micro": 4}, "steps": 10, "grow": {"require_exact": True}},
+    ]
+    assert train(small_run(stages=stages, engine={"precision": precision, "zero": zero}), name) == FINISHED
+    (growth,) = ledger(name, "growth")
+    assert growth["exact"]
+    return growth
+
+
+def case_exact_growth_is_confirmed_by_the_probe() -> None:
+    growth = _wider("wider", "fp32", 2)
+    assert abs(growth["loss_after"] - growth["loss_before"]) < 1e-5
+    growth = _wider("wider-zero-3", "fp32", 3)
+    assert abs(growth["loss_after"] - growth["loss_before"]) < 1e-5
+
+
+def case_exact_growth_in_bf16_is_within_tolerance() -> None:
+    growth = _wider("wider-bf16", "bf16", 2)
+    assert abs(growth["loss_after"] - growth["loss_before"]) < coordinator_module.TOLERANCE["bf16"]
+
+
+def case_a_growth_that_is_not_what_the_plan_says_stops_the_run() -> None:
+    right = coordinator_module.grow_state
+
+    def wrong(plan: Any, name: str, read: Any) -> Any:
+        state = right(plan, name, read)
+        if name == "layers.1.up.weight" and not plan.is_identity:
+            state.weight.mul_(3.0)
+        return state
+
+    coordinator_module.grow_state = wrong
+    try:
+        with pytest.raises(GrowthFailed, match=r"exact by plan but moved the probe loss"):
+            _wider("wrong", "fp32", 2)
+    finally:
+        coordinator_module.grow_state = right
+    distributed.barrier()
+    assert final("wrong").facts["step"] == 10
+    assert final("wrong").model.hidden == 30
+    assert not ledger("wrong", "growth")
+
+
+def case_leave_a_run_for_one_rank() -> None:
+    assert train(small_run(), "stop-for-one", stop_after=30) == STOPPED
+
+
+def case_no_engine_is_left() -> None:
+    assert live_engines() <= 1  # the one of the growth that failed

@@ -1,0 +1,29 @@
+"""cases_runs.py on two ranks, then cases_one_rank.py on one, over one store and one folder of runs."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.distributed.corpus import FOLDER, make_store
+from tests.engine.distributed_cases import case_names, check, run_cases
+
+TWO, ONE = "tests.distributed.cases_runs", "tests.distributed.cases_one_rank"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs")
+    make_store(path / "store")
+    os.environ[FOLDER] = str(path)
+    try:
+        two = run_cases(TWO, ranks=2, limit_s=400)
+        yield {**two, **run_cases(ONE, ranks=1, limit_s=200)}
+    finally:
+        del os.environ[FOLDER]
+
+
+@pytest.mark.parametrize("name", [*case_names(TWO), *case_names(ONE)])
+def test_case(results, name):
+    check(results, name)

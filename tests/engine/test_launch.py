@@ -1,0 +1,151 @@
+"""run_ranks with real launchers, real signals and fake ranks: every ending has its exit code and leaves nobody behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from growth_ds.engine import launch
+from growth_ds.engine.launch import DONE, STATUS_ENV, STOPPED, USER_ERROR
+from growth_ds.errors import UserError
+from tests.engine.distributed_cases import ROOT
+
+DRIVER = """
+import sys
+from growth_ds.engine.launch import run_ranks
+sys.exit(run_ranks(sys.argv[1:], 2, sys.argv[1], module="tests.engine.fake_rank", crash_grace_s=3.0))
+"""
+
+
+def _start(out: Path, how: str, stack: list) -> subprocess.Popen:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", DRIVER, str(out), how]
+    process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    stack.append(process)
+    return process
+
+
+@pytest.fixture
+def started():
+    processes: list[subprocess.Popen] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def _wait_ready(out: Path, process: subprocess.Popen, limit_s: float = 60) -> None:
+    end = time.monotonic() + limit_s
+    while not all((out / f"ready.{rank}").exists() for rank in (0, 1)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "ranks never became ready"
+        time.sleep(0.1)
+
+
+def _finish(out: Path, process: subprocess.Popen, limit_s: float = 60) -> tuple[int, str]:
+    """(exit code, output); nobody may be left, no status folder either."""
+    text, _ = process.communicate(timeout=limit_s)
+    pids = [int((out / f"pid.{rank}").read_text()) for rank in (0, 1)]
+    assert not [pid for pid in pids if psutil.pid_exists(pid)], "a rank outlived run_ranks"
+    assert not list(out.glob(".ranks-*"))
+    return process.returncode, text
+
+
+def _launchers(process: subprocess.Popen) -> dict[str, psutil.Process]:
+    found = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
+        words = child.cmdline()
+        for name in ("runner", "launch"):
+            if f"deepspeed.launcher.{name}" in words:
+                found[name] = child
+    return found
+
+
+@pytest.mark.parametrize(("how", "code"), [("done", DONE), ("user", USER_ERROR), ("crash", 1)])
+def test_exit_code(tmp_path, started, how, code):
+    """A crash of rank 1 ends rank 0, which sleeps, within seconds; a good end prints nothing."""
+    begin = time.monotonic()
+    got, text = _finish(tmp_path, _start(tmp_path, how, started))
+    assert got == code, text
+    assert time.monotonic() - begin < 40
+    if how == "done":
+        assert text == ""
+
+
+TARGETS = {
+    "term-parent": ("parent", signal.SIGTERM),
+    "int-parent": ("parent", signal.SIGINT),
+    "term-runner": ("runner", signal.SIGTERM),
+    "int-runner": ("runner", signal.SIGINT),
+    "term-launch": ("launch", signal.SIGTERM),
+    "kill-launch": ("launch", signal.SIGKILL),
+    "term-rank-1": ("rank", signal.SIGTERM),
+}
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_signal_saves_on_all_ranks(tmp_path, started, name):
+    target, number = TARGETS[name]
+    process = _start(tmp_path, "steps", started)
+    _wait_ready(tmp_path, process)
+    if target == "parent":
+        pid = process.pid
+    elif target == "rank":
+        pid = int((tmp_path / "pid.1").read_text())
+    else:
+        pid = _launchers(process)[target].pid
+    os.kill(pid, number)
+    code, text = _finish(tmp_path, process)
+    assert code == STOPPED, text
+    assert (tmp_path / "saved.0").exists() and (tmp_path / "saved.1").exists()
+
+
+def test_killed_rank_is_a_crash(tmp_path, started):
+    process = _start(tmp_path, "steps", started)
+    _wait_ready(tmp_path, process)
+    os.kill(int((tmp_path / "pid.1").read_text()), signal.SIGKILL)
+    code, text = _finish(tmp_path, process)
+    assert code not in (DONE, STOPPED, USER_ERROR), text
+
+
+def test_two_launches_at_a_time(tmp_path, started):
+    """Each has its own port."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    processes = [_start(folder, "done", started) for folder in folders]
+    for folder, process in zip(folders, processes, strict=True):
+        assert _finish(folder, process)[0] == DONE
+
+
+def test_reports(tmp_path, monkeypatch):
+    base = tmp_path / "status"
+    monkeypatch.setenv(STATUS_ENV, str(base))
+    monkeypatch.setenv("RANK", "1")
+    launch.report_exit(STOPPED, step=7)
+    first, second, third = launch.read_reports(base, 3)
+    assert first is None and third is None
+    assert second is not None and second["code"] == STOPPED and second["step"] == 7 and second["pid"] == os.getpid()
+    monkeypatch.delenv(STATUS_ENV)
+    launch.report_exit(DONE)  # without a launcher above: nothing to tell, nothing to fail
+
+
+def test_command(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    command = launch.launcher_command(["train", "x"], 3, "growth_ds")
+    assert command[command.index("--num_accelerators") + 1] == "3"
+    assert command[-4:] == ["--module", "growth_ds", "train", "x"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    command = launch.launcher_command([], 2, "growth_ds")
+    assert command[command.index("--include") + 1] == "localhost:4,6" and "--num_accelerators" not in command
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES names 3"):
+        launch.launcher_command([], 4, "growth_ds")
+    with pytest.raises(UserError, match="ranks: 0"):
+        launch.run_ranks([], 0)

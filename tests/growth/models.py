@@ -1,0 +1,107 @@
+"""Small models whose every parameter is random, rows with padding, and a model grown in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from growth_ds.config import Grow, Model
+from growth_ds.engine.state import TensorState
+from growth_ds.growth.apply import grow_state
+from growth_ds.growth.plan import GrowthPlan, make_plan
+from growth_ds.model.bert import Bert
+from growth_ds.model.layout import FIXED, layout
+
+SMALL = {"layers": 2, "hidden": 12, "heads": 3, "ffn": 10, "vocab_size": 23, "positions": 9}
+
+
+def small(**changes: Any) -> Model:
+    """A model of a few thousand weights; a changed size keeps the head size."""
+    return Model.model_validate({"head_size": 4, **SMALL, **changes})
+
+
+def changed(model: Model, **changes: Any) -> Model:
+    """The model with some keys replaced, as a later stage would state it."""
+    keep = model.model_dump()
+    if "stored_layers" not in changes and not model.shares_layers:
+        del keep["stored_layers"]
+    return Model.model_validate({**keep, **changes})
+
+
+def plan_of(old: Model, new: Model, **grow: Any) -> GrowthPlan:
+    """The plan between two models."""
+    return make_plan(layout(old), old, new, Grow.model_validate(grow), FIXED)
+
+
+def randomise(module: torch.nn.Module, seed: int, std: float = 0.4) -> None:
+    """Draw every parameter at random, so that none is 0 or 1 and a forgotten one shows. Norm weights stay near 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            is_scale = parameter.ndim == 1 and name.endswith("weight")
+            # a width-aware size keeps activations near 1, so that float32 rounding stays far below the tolerance
+            scale = std if parameter.ndim == 1 else std * min(1.0, (12 / parameter.shape[-1]) ** 0.5)
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale
+            parameter.copy_(drawn + 1.0 if is_scale else drawn)
+
+
+def random_bert(model: Model, seed: int = 0, dtype: torch.dtype = torch.float64) -> Bert:
+    """A randomised model in eval mode."""
+    bert = Bert(model).to(dtype).eval()
+    randomise(bert, seed)
+    return bert
+
+
+def grown_bert(bert: Bert, plan: GrowthPlan, model: Model) -> Bert:
+    """The model that the plan makes of another."""
+    weights = dict(bert.named_parameters())
+    grown = Bert(model).to(bert.head.bias.dtype).eval()
+    with torch.no_grad():
+        for name, parameter in grown.named_parameters():
+            state = grow_state(plan, name, lambda old: TensorState(weights[old].detach(), None, None, 0))
+            parameter.copy_(state.weight)
+    return grown
+
+
+@dataclass
+class Rows:
+    """What `Bert.forward` reads: rows of different lengths, both token types, a few predicted positions."""
+
+    ids: Tensor
+    segments: Tensor
+    attention_mask: Tensor | None
+    positions: Tensor
+    labels: Tensor
+    nsp_labels: Tensor | None
+
+
+def rows(model: Model, seed: int = 0, count: int = 3, length: int = 8, padded: bool = True) -> Rows:
+    """Random rows; row i is padded from token `length - i` on, and each has both token types."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    ids = torch.randint(model.vocab, (count, length), generator=generator)
+    kept = length - torch.arange(count)[:, None].clamp(max=length - 3)
+    mask = torch.arange(length)[None, :] < kept
+    segments = (torch.arange(length)[None, :] >= kept // 2).long() * mask
+    positions = torch.arange(count) * length + 1 + torch.arange(count) % 2
+    labels = torch.randint(model.vocab, (count,), generator=generator)
+    nsp_labels = torch.randint(2, (count,), generator=generator) if model.nsp else None
+    return Rows(ids, segments, mask if padded else None, positions, labels, nsp_labels)
+
+
+def loss(bert: Bert, batch: Rows) -> Tensor:
+    """The sum of the losses."""
+    sums = bert(batch)
+    return sums["mlm"] + sums.get("nsp", 0.0)
+
+
+def delta(one: tuple[Tensor, Tensor | None], two: tuple[Tensor, Tensor | None], mask: Tensor | None) -> float:
+    """Largest difference of MLM logits (at real tokens) and NSP logits."""
+    mlm = (one[0] - two[0]).abs()
+    worst = float((mlm if mask is None else mlm[mask]).max())
+    if one[1] is not None:
+        assert two[1] is not None
+        worst = max(worst, float((one[1] - two[1]).abs().max()))
+    return worst

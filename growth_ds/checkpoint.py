@@ -88,7 +88,8 @@ class _TensorFile:
         """Write the next tensor; they come in the order of the header."""
         expected, shape = next(self.expected)
         assert (name, tuple(tensor.shape)) == (expected, tuple(shape)), f"{name} comes where {expected} {shape} belongs"
-        self._write(memoryview(tensor.detach().to("cpu", torch.float32).contiguous().numpy()).cast("B"))
+        array = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+        self._write(array.reshape(-1).view("u1").data)
 
     def close(self) -> dict[str, Any]:
         """Flush to disk; the manifest's record of the file."""

@@ -39,9 +39,11 @@ def root(local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank",
 
 @app.command(epilog="Example: growth-ds prepare corpus/*.jsonl.gz --out data/wiki --vocab-size 16000")
 def prepare(
-    inputs: Annotated[list[str], typer.Argument(help=".txt or .jsonl (field text), plain, .gz or .zst; folders, globs.")],
+    inputs: Annotated[list[str], typer.Argument(help=".txt, .jsonl (field text), plain, .gz or .zst; folders, globs.")],
     out: Annotated[Path, typer.Option(help="Folder of the store.")],
-    tokenizer: Annotated[str, typer.Option(help="'sentencepiece', a vocab.txt, or a tokenizer folder.")] = "sentencepiece",
+    tokenizer: Annotated[
+        str, typer.Option(help="sentencepiece, a vocab.txt, or a tokenizer folder.")
+    ] = "sentencepiece",
     vocab_size: Annotated[int, typer.Option(min=16, help="Pieces, for sentencepiece.")] = 8192,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,
     valid: Annotated[float, typer.Option(help="Share of the documents kept for validation.")] = 0.02,
@@ -53,9 +55,8 @@ def prepare(
 
     if errors not in ("strict", "replace"):
         raise UserError(f"--errors: '{errors}' is neither strict nor replace")
-    store = build(
-        inputs, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid=valid, errors=errors, force=force
-    )
+    options: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": vocab_size, "workers": workers}
+    store = build(inputs, out, **options, valid=valid, errors=errors, force=force)
     for name in ("train", "valid"):
         split = store.split(name)
         typer.echo(f"{out}: {name} {split.tokens:,} tokens in {split.documents:,} documents")
@@ -75,8 +76,8 @@ def plan(config: Config, ranks: Ranks = 1, as_json: Json = False, sets: Sets = N
 def train(
     config: Config,
     run_dir: Annotated[Path | None, typer.Option(help="Default: ./runs/<config name>/.")] = None,
-    ranks: Annotated[int | None, typer.Option(min=1, help="Start this many ranks with the deepspeed launcher.")] = None,
-    resume: Annotated[str, typer.Option(help="'auto' goes on where the folder's run stopped; 'never' refuses.")] = "auto",
+    ranks: Annotated[int | None, typer.Option(min=1, help="Start so many ranks with deepspeed's launcher.")] = None,
+    resume: Annotated[str, typer.Option(help="auto: go on where the folder's run stopped; never: refuse.")] = "auto",
     sets: Sets = None,
 ) -> None:
     """Train, growing between stages. Under a launcher (deepspeed, torchrun, mpirun) this is one rank."""
@@ -99,7 +100,7 @@ def train(
 def grow(
     source: CheckpointPath,
     to: Annotated[Path, typer.Option(help="YAML with the keys of a `model:` block; missing ones stay.")],
-    recipe: Annotated[str, typer.Option(help="tile, interleave, identity, or a YAML with the keys of a `grow:` block.")],
+    recipe: Annotated[str, typer.Option(help="tile, interleave, identity, or a YAML with keys of a `grow:` block.")],
     out: Annotated[Path, typer.Option(help="Folder of the grown checkpoint.")],
     as_json: Json = False,
     force: Force = False,
@@ -194,7 +195,7 @@ def _rank() -> int:
 
 def main() -> None:
     """The console script."""
-    usage_error = typer.BadParameter.__mro__[2]  # ClickException: typer 0.16 and later may bring their own click
+    usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException: typer 0.16 and later may bring their own click
     try:
         code = app(standalone_mode=False) or 0
     except UserError as error:

@@ -192,22 +192,29 @@ def _set(tree: dict[str, Any], override: str) -> None:
         value = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError):
         raise UserError(f"--set {override}: the value is not valid YAML") from None
-    parts = key.split(".")
+    *parents, last = key.split(".")
     node: Any = tree
-    for position, part in enumerate(parts):
-        last = position == len(parts) - 1
-        if isinstance(node, list):
-            if not part.isdecimal() or int(part) >= len(node):
-                raise UserError(f"--set {override}: '{part}' is not an index below {len(node)}")
-            if last:
-                node[int(part)] = value
-            else:
-                node = node[int(part)]
-        elif isinstance(node, dict):
-            if last:
-                node[part] = value
-            else:
-                node[part] = {} if node.get(part) is None else node[part]
-                node = node[part]
-        else:
-            raise UserError(f"--set {override}: '{'.'.join(parts[:position])}' holds no keys")
+    for part in parents:
+        node = _child(node, part, override)
+        if node is None:
+            raise UserError(f"--set {override}: '{part}' holds no keys")
+    if isinstance(node, dict):
+        node[last] = value
+    elif isinstance(node, list):
+        _child(node, last, override)
+        node[int(last)] = value
+    else:
+        raise UserError(f"--set {override}: '{parents[-1]}' holds no keys")
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    """What stands under `part`; a block that is not written yet is made."""
+    if isinstance(node, list):
+        if not part.isdigit() or int(part) >= len(node):
+            raise UserError(f"--set {override}: '{part}' is not an index below {len(node)}")
+        return node[int(part)]
+    if isinstance(node, dict):
+        if node.get(part) is None:
+            node[part] = {}
+        return node[part]
+    return None

@@ -148,7 +148,7 @@ class Coordinator:
                 f"the growth at step {position.step} is exact by plan but moved the probe loss by {moved:.3g} nats "
                 f"({before['loss']:.6f} -> {after['loss']:.6f}); {worst}; the checkpoint from before it is current"
             )
-        self.save(engine, position, index, before_publishing=lambda: self.folder.append(self.folder.ledger, record, True))
+        self.save(engine, position, index, lambda: self.folder.append(self.folder.ledger, record, durable=True))
         return record
 
     def _worst(self, engine: ZeroEngine, model: Model, plan: GrowthPlan, source: Checkpoint | None) -> str:

@@ -1,4 +1,4 @@
-"""`growth-ds demo`: text -> store -> grown run -> control from scratch -> table, report, export, three filled sentences.
+"""`growth-ds demo`: text -> store -> grown run -> control from scratch -> table, report, export, filled sentences.
 
 Everything lies in one folder (`runs/demo/`): the run itself, `store/`, and the control as `scratch/`. Started again it
 goes on where it stopped.
@@ -85,16 +85,18 @@ def _results(folder: Path, fillings: list[tuple[str, list[tuple[str, float]]]]) 
     from rich.console import Console
 
     from growth_ds.report.html import write_report
-    from growth_ds.report.tables import comparison_table, growth_table, summary
+    from growth_ds.report.rows import growth_rows, summary
+    from growth_ds.report.tables import comparison_table, growth_table
     from growth_ds.run_folder import RunFolder
 
     grown, control = RunFolder(folder), RunFolder(folder / "scratch")
     console = Console()
-    console.print(growth_table(grown))
+    console.print(growth_table(growth_rows(grown)))
     console.print(comparison_table([("grown", summary(grown)), ("from scratch", summary(control))]))
     for text, words in fillings:
-        console.print(f"  {text}  ->  " + ", ".join(f"{word.strip()} {score:.0%}" for word, score in words), highlight=False)
-    write_report(folder, folder / "report.html", {"from scratch": folder / "scratch"}, {"fillings": fillings})
+        best = ", ".join(f"{word.strip()} {score:.0%}" for word, score in words)
+        console.print(f"  {text}  ->  {best}", highlight=False)
+    write_report(folder, folder / "report.html", {"from scratch": folder / "scratch"}, {"Masked sentences, filled in": fillings})
     for path in (folder / "report.html", folder / "export"):
         if not path.exists():
             raise UserError(f"{path}: was not written")

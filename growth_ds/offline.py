@@ -87,9 +87,7 @@ def import_checkpoint(folder: Path, out: Path, force: bool) -> Model:
     facts = {"step": 0, "stage": 0, "seconds": 0.0, "imported_from": folder.name}
     tokenizer = tokenizer_only(imported.tokenizer, out) if imported.tokenizer else None
     try:
-        write_checkpoint(
-            out, imported.model, read, facts, moments=False, tokenizer=tokenizer, force=force
-        )
+        write_checkpoint(out, imported.model, read, facts, moments=False, tokenizer=tokenizer, force=force)
     finally:
         if tokenizer:
             shutil.rmtree(tokenizer, ignore_errors=True)
@@ -155,7 +153,7 @@ def evaluate_logits(source: Checkpoint, inputs: Path, out: Path, force: bool) ->
         mlm, nsp = load_module(source).predict(ids, types, None if bool(mask.all()) else mask.bool())
     logits = {"mlm": mlm.numpy()} | ({} if nsp is None else {"nsp": nsp.numpy()})
     temporary = out.with_name(f".{out.name}.tmp.npz")
-    np.savez(temporary, **logits)
+    np.savez(temporary, **logits)  # type: ignore[arg-type]
     temporary.replace(out)
     return {key: value.shape for key, value in logits.items()}
 
@@ -173,7 +171,7 @@ def _check_inputs(path: Path, model: Model, arrays: dict[str, torch.Tensor]) -> 
 
 
 def evaluate_store(source: Checkpoint, store: Path, length: int | None, tokens: int) -> dict[str, Any]:
-    """MLM loss and accuracy on a store's validation split, masks fixed, beside the unigram entropy. Raises UserError."""
+    """MLM loss and accuracy on a store's validation split, masks fixed; its unigram entropy. Raises UserError."""
     from growth_ds.data.text import Text
     from growth_ds.evaluate.mlm import PlainEvaluator, Validation, unigram_entropy
 

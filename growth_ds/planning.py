@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from growth_ds.config import Run, Stage
@@ -91,23 +92,22 @@ def print_plan(record: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    table = Table(title=f"{record['name']}: {record['steps']:,} steps, {record['tokens']:.3g} tokens", title_justify="left")
-    for column in ("stage", "layers", "hidden", "heads", "ffn", "length", "batch", "steps", "parameters", "FLOPs/token"):
-        table.add_column(column, justify="right")
-    for zero in range(4):
-        table.add_column(f"ZeRO-{zero}", justify="right")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(f"{record['name']}: {record['steps']:,} steps, {record['tokens']:.4g} tokens", highlight=False)
+    keys = ("layers", "hidden", "heads", "ffn", "positions")
+    sizes = Table("stage", *keys, "length", "batch", "steps", "parameters", "FLOPs/token")
+    memory = Table("stage", *(f"ZeRO-{zero}" for zero in range(4)), title_justify="left")
+    memory.title = f"GiB per rank, {record['ranks']} rank(s): weights, gradients, optimizer"
     for number, stage in enumerate(record["stages"]):
-        model = stage["model"]
-        sizes = [str(model[key]) for key in ("layers", "hidden", "heads", "ffn")]
         counts = [str(stage["length"]), str(stage["batch"]), f"{stage['steps']:,}", f"{stage['parameters']:,}"]
-        memory = [f"{value / 2**30:.2f} GiB" for value in stage["bytes_per_rank"].values()]
-        table.add_row(str(number), *sizes, *counts, f"{stage['flops_per_token']:.3g}", *memory)
-    console.print(table)
-    console.print(f"bytes are per rank on {record['ranks']} rank(s): weights, gradients, optimizer; without activations")
+        shape = [str(stage["model"][key]) for key in keys]
+        sizes.add_row(str(number), *shape, *counts, f"{stage['flops_per_token']:.3g}")
+        memory.add_row(str(number), *(f"{value / 2**30:.3f}" for value in stage["bytes_per_rank"].values()))
+    console.print(sizes)
+    console.print(memory)
     for number, stage in enumerate(record["stages"]):
         for line in (stage["growth"] or {}).get("text", []):
-            console.print(f"  into stage {number}: {line}", highlight=False)
+            console.print(f"into stage {number}: {line}", highlight=False)
     console.print(
         f"FLOPs {record['flops']:.4g}; the last model on all these tokens {record['flops_from_scratch']:.4g}; "
         f"ratio {record['flops_ratio']:.3f}",

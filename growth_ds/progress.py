@@ -35,8 +35,10 @@ class Progress:
 
     def say(self, line: str) -> None:
         """One line, above the live line if there is one."""
-        if self.live:
-            (self.bar.console.print if self.bar else print)(line, **({"highlight": False} if self.bar else {"flush": True}))
+        if self.bar:
+            self.bar.console.print(line, highlight=False)
+        elif self.live:
+            print(line, flush=True)
 
     def step(self, step: int, loss: float, tokens: float, seconds: float) -> None:
         """After optimizer step `step` (from 1) with `tokens` tokens in `seconds` seconds."""
@@ -80,5 +82,3 @@ def _terminal_bar(total: int) -> tuple[Any, Any]:
     task = bar.add_task("train", total=total, fields="", left="?")
     bar.start()
     return bar, task
-
-

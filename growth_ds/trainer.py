@@ -1,9 +1,9 @@
 """The loop: for every stage, enter it through the coordinator; for every step, one global batch through the engine.
 
-    for stage in the run:                    coordinator.enter: start, resume or growth, always from a checkpoint
-        for step in the stage:               batch = f(seed, step), lr = f(step): nothing depends on history
-            engine.step                      loss = global sum / global count, the stop flag agreed in the same breath
-            hooks                            log, validate, probe after a growth, save: each knows when it is due
+for stage in the run:                    coordinator.enter: start, resume or growth, always from a checkpoint
+    for step in the stage:               batch = f(seed, step), lr = f(step): nothing depends on history
+        engine.step                      loss = global sum / global count, the stop flag agreed in the same breath
+        hooks                            log, validate, probe after a growth, save: each knows when it is due
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class Trainer:
             if self.rank == 0:
                 self.folder.claim(self.run, self.text.digest, fresh=not resume)
                 source = self.folder.newest(self.progress.say)
-                facts = source.facts if source else {"step": 0, "stage": 0, "seconds": 0.0}
-                self.folder.trim(facts["step"], facts["stage"] if source else -1)
+                facts: dict[str, Any] = source.facts if source else {"step": 0, "stage": -1, "seconds": 0.0}
+                self.folder.trim(facts["step"], facts["stage"])
                 outcome["position"] = [facts["step"], facts["seconds"]]
         self.position = Position(*outcome["position"])
         if self.position.step == 0:
@@ -189,7 +189,9 @@ class Trainer:
         tokens, flops, left = 0, 0, self.position.step
         for stage, step_flops in zip(self.run.stages, self.flops, strict=True):
             done = min(left, stage.total_steps)
-            tokens, flops, left = tokens + done * stage.batch.global_ * stage.length, flops + done * step_flops, left - done
+            tokens += done * stage.batch.global_ * stage.length
+            flops += done * step_flops
+            left -= done
         return {"tokens": tokens, "flops": flops, "seconds": round(self.position.seconds, 3)}
 
     def _record(self, index: int, result: StepResult, rate: float, elapsed: float) -> None:
@@ -210,7 +212,12 @@ class Trainer:
         stage = self.run.stages[index]
         length = self.validation.length if self.validation.length <= stage.model.positions else stage.length
         measured = self.validation.measure(engine, length)
-        record = {"valid_length": length, "valid_loss": measured["loss"], "valid_accuracy": measured["accuracy"], **self._totals()}
+        record = {
+            "valid_length": length,
+            "valid_loss": measured["loss"],
+            "valid_accuracy": measured["accuracy"],
+            **self._totals(),
+        }
         if self.rank == 0:
             record = {"step": self.position.step, "stage": index, **record}
             self.folder.append(self.folder.metrics, record)
@@ -235,7 +242,8 @@ class _Board:
     """TensorBoard, if a folder is given; numbers of a record become scalars of the same name."""
 
     def __init__(self, folder: Path | None) -> None:
-        self.folder, self.writer = folder, None
+        self.folder = folder
+        self.writer: Any = None
 
     def add(self, group: str, record: dict[str, Any]) -> None:
         if self.folder is None:

@@ -28,7 +28,7 @@ from growth_ds.errors import UserError
 PACKAGES = """
     PIL absl click contourpy dateutil deepspeed einops filelock fontTools fsspec google grpc hjson httpx
     huggingface_hub jinja2 kiwisolver markdown markdown_it markupsafe matplotlib megatron mpl_toolkits mpmath msgpack
-    networkx numpy packaging pip pkg_resources psutil pydantic pydantic_core pygments pyparsing regex rich
+    networkx numpy packaging pip pkg_resources psutil pydantic pydantic_core pyparsing regex rich
     safetensors sentencepiece setuptools sympy tensorboard tokenizers torch torchgen tqdm transformers typer
     typing_extensions werkzeug yaml zstandard
 """
@@ -39,6 +39,8 @@ _MIN_BYTES = 100_000
 _SKIPPED_FOLDERS = frozenset(
     ["test", "tests", "testing", "idle_test", "site-packages", "dist-packages", "__pycache__", "_vendor"]
 )
+# Much code with little text, and the same text in each: half of transformers.
+_SKIPPED_FILES = ("modeling_", "modular_", "convert_")
 _NEAR_DUPLICATE = 0.5  # a paragraph with more of its 13-grams seen before than this is a template filled in again
 _BATCH_FILES = 64
 _DOCUMENTATION = (".rst", ".md", ".txt")
@@ -91,7 +93,7 @@ def _walk(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
         for name in names:
             stem, suffix = os.path.splitext(name)
             documentation = suffix in _DOCUMENTATION and not stem.lower().startswith(_NOT_PROSE)
-            if suffix == ".py" or documentation:
+            if (suffix == ".py" and not name.startswith(_SKIPPED_FILES)) or documentation:
                 parts = Path(parent).relative_to(root).parts + ((stem,) if suffix == ".py" else (name,))
                 yield ".".join(parts), os.path.join(parent, name)
 
@@ -105,6 +107,8 @@ def _texts(path: str) -> Iterable[str]:
         source = Path(path).read_bytes()
         if not path.endswith(".py"):
             return [source.decode("utf-8", "replace")]
+        if b'"""' not in source and b"'''" not in source:
+            return []  # parsing is most of the time, and documentation is long enough for long quotes
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings
             return list(_docstrings(ast.parse(source).body))

@@ -25,9 +25,9 @@ class Text:
     """Stores opened and blended; batches as a pure function of (seed, step)."""
 
     def __init__(self, data: Data, seed: int, chunk: int, verify: bool = True) -> None:
-        """`chunk`: tokens that stay together when documents are shuffled. Raises UserError if a store cannot be used."""
+        """`chunk`: tokens that stay together when documents are shuffled. Raises UserError for an unusable store."""
         if data.store is None:
-            raise UserError("data.store: not given; make one with 'growth-ds prepare TEXT --out STORE' and name it here")
+            raise UserError("data.store: not given; make one with 'growth-ds prepare TEXT --out STORE', name it here")
         shares = (StoreShare(path=data.store),) if isinstance(data.store, str) else data.store
         self.data, self.seed = data, seed
         self.stores = [Store.open(Path(share.path), verify=verify and data.verify) for share in shares]

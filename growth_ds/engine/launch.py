@@ -239,7 +239,8 @@ class _Watch:
     def _verdict(self, runner_code: int) -> int:
         reports = read_reports(self.status, self.ranks)
         codes = [report["code"] if report else None for report in reports]
-        lost = [code for pid, code in self.orphan_codes.items() if pid in self.seen_ranks and not _well(code)]
+        silent = self.seen_ranks - {report["pid"] for report in reports if report}
+        lost = [code for pid, code in self.orphan_codes.items() if pid in silent and not _well(code)]
         bad = [code for code in codes if code is not None and not _well(code)]
         if bad:
             return int(bad[0])

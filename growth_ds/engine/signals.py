@@ -81,6 +81,7 @@ class StopFlag:
         self._ancestors = launcher_ancestors() if watch_ancestors else []
         self._interval = interval_s
         self._looked = 0.0
+        self._asked = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopFlag:
@@ -90,7 +91,9 @@ class StopFlag:
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # Launchers repeat SIGTERM. One that hits the last moments of a rank that has saved would turn its exit
+            # code from "stopped and saved" into "killed".
+            signal.signal(number, signal.SIG_IGN if self.reason and number == signal.SIGTERM else handler)
         self._previous.clear()
 
     def request(self, reason: str) -> None:
@@ -105,6 +108,10 @@ class StopFlag:
         return bool(self.reason)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.reason and time.monotonic() - self._asked > 2.0:
+            raise KeyboardInterrupt  # Ctrl-C again: the person does not want to wait. Launchers' echoes come at once.
+        if not self.reason:
+            self._asked = time.monotonic()
         self.reason = self.reason or signal.Signals(number).name
 
 

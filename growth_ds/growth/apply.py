@@ -25,10 +25,17 @@ POWER = {"weight": (0, 1), "exp_avg": (1, 0), "exp_avg_sq": (2, 0)}
 class State(Protocol):
     """Everything that is known of one parameter (`growth_ds.engine.state.TensorState` is one): a dataclass."""
 
-    weight: Tensor
-    exp_avg: Tensor | None
-    exp_avg_sq: Tensor | None
-    step: int
+    @property
+    def weight(self) -> Tensor: ...
+
+    @property
+    def exp_avg(self) -> Tensor | None: ...
+
+    @property
+    def exp_avg_sq(self) -> Tensor | None: ...
+
+    @property
+    def step(self) -> int: ...
 
 
 S = TypeVar("S", bound=State)

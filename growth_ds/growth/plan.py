@@ -28,7 +28,7 @@ class GrowthPlan:
     maps: dict[str, AxisMap]
     """Axis -> map, only for axes that grow."""
     recipes: dict[str, str]
-    """Axis -> name of the recipe that made the map; a composition names the sizes between (`tile 8 interleave`)."""
+    """Axis -> name of its recipe; a composition names the sizes between (`tile 8 interleave`)."""
     moments: str = "carry"
     """`carry`: Adam's moments and step follow by the law; `reset`: they start at zero."""
 

@@ -121,11 +121,12 @@ def _draw_loss(panel: Axes, key: str, curves: Sequence[Curve], entropy: float | 
 
 def _growth_label(panel: Axes, x: float, high: float, text: str) -> None:
     """What grew, along the dashed line, on a ground that lets curves shine through a little."""
-    panel.annotate(
+    label = panel.annotate(
         text, (x, high), xytext=(3, -2), textcoords="offset points", rotation=90, ha="left", va="top", fontsize=7.5,
         color=MUTED, gid="growth-label", zorder=6, parse_math=False,
         bbox={"facecolor": PAPER, "alpha": 0.75, "edgecolor": "none", "pad": 0.8},
     )  # fmt: skip
+    label.set_in_layout(False)  # a long label runs over the panel; it does not squeeze it
 
 
 def _line(

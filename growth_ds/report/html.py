@@ -49,7 +49,7 @@ def write_report(
     run = source.run()
     subject = _Subject.read(run.name, source)
     rivals = [_Subject.read(name, RunFolder(path)) for name, path in (others or {}).items()]
-    comparisons = [(rival, compare(subject.curve, rival.curve)) for rival in rivals]
+    comparisons = [(rival, _compared(subject, rival)) for rival in rivals]
     stages, growths = stage_rows(source), growth_rows(source)
     reached = [(rival.name, comparison) for rival, comparison in comparisons if comparison]
     body = join(
@@ -68,6 +68,12 @@ def write_report(
     )
     _write(out, document(f"{run.name}: growth_ds report", body))
     return out
+
+
+def _compared(subject: _Subject, rival: _Subject) -> Comparison | None:
+    """At equal compute; None where the losses are on different texts, or one run has none."""
+    same_text = subject.summary.store == rival.summary.store
+    return compare(subject.curve, rival.curve) if same_text else None
 
 
 def _write(out: Path, text: str) -> None:
@@ -119,19 +125,20 @@ def _comparison(subjects: Sequence[_Subject], comparisons: Sequence[tuple[_Subje
         apart = "" if run is runs[0] else _apart(run.valid_loss, first)
         rows.append(
             [
-                subject.name, units.count(run.parameters), done, units.count(run.tokens), units.flops(run.flops),
-                units.duration(run.seconds), units.nats(run.valid_loss), apart, units.percent(run.valid_accuracy),
+                subject.name, units.nats(run.valid_loss), apart, units.percent(run.valid_accuracy),
+                units.count(run.parameters), done, units.count(run.tokens), units.flops(run.flops),
+                units.duration(run.seconds),
             ]
         )  # fmt: skip
     rows += [
-        ["unigram entropy", "", "", "", "", "", units.nats(entropy), _apart(entropy, first), ""]
+        ["unigram entropy", units.nats(entropy), _apart(entropy, first), "", "", "", "", "", ""]
         for entropy in entropies
     ]
-    headings = ("run", "parameters", "steps", "tokens", "FLOPs", "time", "validation loss", "difference", "accuracy")
+    headings = ("run", "validation loss", "difference", "accuracy", "parameters", "steps", "tokens", "FLOPs", "time")
     parts: list[object] = [table(headings, rows, references=len(entropies))]
     parts.append(
-        element("p", f"Losses in nats, lower is better. Difference: less {subjects[0].name}. The unigram entropy is the "
-                "loss of guessing every masked token by its frequency alone.", kind="note")
+        element("p", f"Losses in nats, lower is better. Difference: less {subjects[0].name}. The unigram entropy is "
+                "the loss of guessing every masked token by its frequency alone.", kind="note")
     )  # fmt: skip
     if len({run.store for run in runs}) > 1 or len(entropies) > 1:
         parts.append(
@@ -154,10 +161,10 @@ def _equal_compute(name: str, comparisons: Sequence[tuple[_Subject, Comparison |
         rows.append([rival.name, units.flops(found.flops), *sides, _difference(found.difference), share])
     headings = ("at equal compute, against", "FLOPs", name, "the other", "difference", "compute to match")
     note = (
-        f"Losses between two validations by a straight line. Difference: the other less {name}. Compute to match: FLOPs at "
-        f"which {name} came down to the other's final loss, of those the other spent."
+        f"Losses between two validations by a straight line. Difference: the other less {name}. Compute to match: "
+        f"FLOPs at which {name} came down to the other's final loss, of those the other spent."
     )
-    return join([element("div", table(headings, rows), style="margin-top:1rem"), element("p", note, kind="note")])
+    return join([table(headings, rows), element("p", note, kind="note")])
 
 
 def _apart(loss: float | None, first: float | None) -> str:
@@ -176,8 +183,8 @@ def _curves(subjects: Sequence[_Subject]) -> Html:
     drawn = [panel_svg(curves, key, entropy) for key in PANELS] + [optim_svg(curves)]
     figures = [element("figure", _inline(svg), kind="card") for svg in drawn]
     note = (
-        "Lines: training loss, smoothed within each stage; the light line is the loss as logged, and the steep start may "
-        "leave the picture. Points: validation. Dashed: a growth."
+        "Lines: training loss, smoothed within each stage; the light line is the loss as logged, and the steep start "
+        "may leave the picture. Points: validation. Dashed: a growth."
     )
     pictures = element("div", join(figures), kind="curves", role="group", title=alt)
     return section("Curves", _legend(curves), pictures, element("p", note, kind="note"))
@@ -243,7 +250,8 @@ def _stages(stages: Sequence[StageRow]) -> Html:
         rows.append(
             [
                 row.index, layers, *(f"{size:,}" for size in sizes), units.count(row.parameters), f"{row.steps:,}",
-                units.count(row.tokens), units.flops(row.flops), units.percent(row.share, 0), units.nats(row.valid_loss),
+                units.count(row.tokens), units.flops(row.flops), units.percent(row.share, 0),
+                units.nats(row.valid_loss),
             ]
         )  # fmt: skip
     return section("Stages", table(headings, rows))

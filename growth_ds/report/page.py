@@ -30,6 +30,7 @@ p { max-width: 78ch; margin: 0 0 1rem; overflow-wrap: anywhere; }
 .facts dd { margin: 0; font-size: 1.3rem; font-weight: 600; letter-spacing: -.01em; }
 .facts small { display: block; font-size: .78rem; font-weight: 400; color: var(--muted); letter-spacing: 0; }
 .scroll { overflow-x: auto; padding: .25rem 1rem; }
+* + .scroll { margin-top: 1rem; } h2 + .scroll { margin-top: 0; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .5rem .6rem; white-space: nowrap; vertical-align: top; }
 th { color: var(--muted); font-weight: 500; font-size: .8rem; }
@@ -43,7 +44,7 @@ tbody tr.reference { color: var(--muted); }
   font-size: .87rem; }
 .legend svg { width: 28px; height: 12px; vertical-align: -1px; margin-right: .4rem; }
 .curves { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .75rem; }
-.curves figure { margin: 0; } .curves svg { display: block; width: 100%; height: auto; }
+.curves figure { margin: 0; padding-bottom: .5rem; } .curves svg { display: block; width: 100%; height: auto; }
 .curves svg text, .curves svg tspan { font-family: inherit !important; }
 @media (max-width: 760px) { .curves { grid-template-columns: minmax(0, 1fr); } main { padding-top: 1.5rem; }
   .card { padding: .75rem; } .scroll { padding: .1rem .75rem; } h1 { font-size: 1.5rem; } }
@@ -55,7 +56,7 @@ tbody tr.reference { color: var(--muted); }
 .guess span:last-child { text-align: right; color: var(--muted); }
 .bar { height: .55rem; border-radius: 3px; background: var(--grid); overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--run0); }
-details { margin: 0 0 .75rem; } summary { cursor: pointer; font-weight: 600; }
+summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; margin: .75rem 0 0;
   font-family: ui-monospace, "SFMono-Regular", Menlo, Consolas, "Liberation Mono", monospace; }
 @media print { body { background: #fff; } main { max-width: none; padding: 0; } .card { break-inside: avoid; } }

@@ -50,27 +50,25 @@ def growth_line(record: dict[str, Any]) -> str:
 
 def comparison_table(rows: Sequence[tuple[str, Summary]]) -> Table:
     """One line for each run, then the unigram entropy; differences are to the first run, lower is better."""
-    headings = ("run", "parameters", "steps", "tokens", "FLOPs", "time", "valid loss", "accuracy", "to the first")
+    headings = ("run", "valid loss", "to the first", "accuracy", "parameters", "steps", "tokens", "FLOPs", "time")
     table = _table("Final validation (losses in nats)", headings)
     first = rows[0][1].valid_loss if rows else None
     for name, run in rows:
         steps = units.count(run.steps) if run.finished else f"{run.steps:,} of {run.planned_steps:,}"
         table.add_row(
             _plain(name),
+            units.nats(run.valid_loss),
+            NOTHING if run is rows[0][1] else units.difference(_minus(run.valid_loss, first)),
+            units.percent(run.valid_accuracy),
             units.count(run.parameters),
             steps,
             units.count(run.tokens),
             units.plain_flops(run.flops),
             units.duration(run.seconds),
-            units.nats(run.valid_loss),
-            units.percent(run.valid_accuracy),
-            NOTHING if run is rows[0][1] else units.difference(_minus(run.valid_loss, first)),
         )
     table.add_section()
     for entropy in distinct_entropies([run for _, run in rows]):
-        table.add_row(
-            "unigram entropy", "", "", "", "", "", units.nats(entropy), "", units.difference(_minus(entropy, first))
-        )
+        table.add_row("unigram entropy", units.nats(entropy), units.difference(_minus(entropy, first)))
     return table
 
 

@@ -28,11 +28,11 @@ def power(exponent: int) -> str:
 
 
 def flops(number: float | None) -> str:
-    """`4.20 × 10¹⁵`."""
+    """`4.20 × 10¹⁵`; the spaces do not break."""
     if number is None or not math.isfinite(number):
         return MISSING
     mantissa, exponent = plain_flops(number).split("e")
-    return f"{mantissa} \u00d7 {power(int(exponent))}"
+    return f"{mantissa}\u00a0\u00d7\u00a0{power(int(exponent))}"
 
 
 def plain_flops(number: float | None) -> str:

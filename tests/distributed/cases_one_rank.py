@@ -21,5 +21,3 @@ def case_one_rank_resumes_what_two_ranks_began() -> None:
     """`stop-for-one` was left by the two ranks at step 30."""
     assert train(small_run(), "stop-for-one") == FINISHED
     close_to_reference("stop-for-one")
-
-

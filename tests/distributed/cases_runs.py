@@ -149,7 +149,8 @@ def case_step_after_the_last_checkpoint_is_computed_again() -> None:
 def _single(name: str, steps: tuple[int, ...], **grow: Any) -> None:
     """Stages of one model, so that every growth is the identity."""
     stages: list[dict[str, Any]] = [
-        {"model": SMALL, "length": 16, "batch": {"global": 8, "micro": 4}, "steps": count, "grow": grow} for count in steps
+        {"model": SMALL, "length": 16, "batch": {"global": 8, "micro": 4}, "steps": count, "grow": grow}
+        for count in steps
     ]
     assert train(small_run(stages=stages, optim={"lr": 3e-3, "warmup": 4, "decay": "constant"}), name) == FINISHED
 
@@ -178,7 +179,13 @@ def _wider(name: str, precision: str, zero: int) -> dict[str, Any]:
     grown = {"hidden": 60, "heads": 6, "ffn": 100, "positions": 40}
     stages = [
         {"model": SMALL, "length": 16, "batch": {"global": 8, "micro": 4}, "steps": 10},
-        {"model": grown, "length": 40, "batch": {"global": 8, "micro": 4}, "steps": 10, "grow": {"require_exact": True}},
+        {
+            "model": grown,
+            "length": 40,
+            "batch": {"global": 8, "micro": 4},
+            "steps": 10,
+            "grow": {"require_exact": True},
+        },
     ]
     assert train(small_run(stages=stages, engine={"precision": precision, "zero": zero}), name) == FINISHED
     (growth,) = ledger(name, "growth")

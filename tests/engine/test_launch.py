@@ -85,12 +85,17 @@ TARGETS = {
     "term-runner": ("runner", signal.SIGTERM),
     "int-runner": ("runner", signal.SIGINT),
     "term-launch": ("launch", signal.SIGTERM),
+    "int-launch": ("launch", signal.SIGINT),
     "kill-launch": ("launch", signal.SIGKILL),
     "term-rank-1": ("rank", signal.SIGTERM),
 }
 
 
-@pytest.mark.parametrize("name", list(TARGETS))
+# The runner's SIGINT and SIGTERM end it alike, and so do launch.py's: one of each by default.
+SLOW = {"int-runner", "int-launch"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TARGETS])
 def test_signal_saves_on_all_ranks(tmp_path, started, name):
     target, number = TARGETS[name]
     process = _start(tmp_path, "steps", started)
@@ -115,6 +120,7 @@ def test_killed_rank_is_a_crash(tmp_path, started):
     assert code not in (DONE, STOPPED, USER_ERROR), text
 
 
+@pytest.mark.slow
 def test_two_launches_at_a_time(tmp_path, started):
     """Each has its own port."""
     folders = [tmp_path / "a", tmp_path / "b"]

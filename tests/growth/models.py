@@ -36,7 +36,7 @@ def plan_of(old: Model, new: Model, **grow: Any) -> GrowthPlan:
     return make_plan(layout(old), old, new, Grow.model_validate(grow), FIXED)
 
 
-def randomise(module: torch.nn.Module, seed: int, std: float = 0.4) -> None:
+def randomise(module: torch.nn.Module, seed: int, std: float = 0.3) -> None:
     """Draw every parameter at random, so that none is 0 or 1 and a forgotten one shows. Norm weights stay near 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

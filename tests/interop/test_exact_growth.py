@@ -64,7 +64,7 @@ def test_transformers_computes_the_same_logits_after_an_exact_growth(tmp_path, n
     grown = load(export_grown(imported, plan, model, tmp_path / "grown"), nsp=True)
     batch = rows(imported.model, seed=5)
     moved = delta(logits(source, batch), logits(grown, batch), batch.attention_mask)
-    print(f"{norm}, {name}: max |delta logit| {moved:.1e}")
+    print(f"{norm}, {name}: max |delta logit| {moved:.1e} of {float(logits(source, batch)[0].abs().max()):.1f}")
     assert grown.num_parameters() > source.num_parameters()
     assert moved < TOLERANCE
 

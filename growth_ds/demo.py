@@ -54,10 +54,15 @@ def _say(line: str) -> None:
 
 
 def _prepare(store: Path, vocab_size: int) -> None:
+    """Make the store once; a demo that goes on keeps its text, whatever was installed in the meantime."""
     from growth_ds.data.prepare import prepare
     from growth_ds.data.pycorpus import python_digest, python_split
+    from growth_ds.data.store import Store
 
-    made = prepare([], store, documents=python_split, documents_digest=python_digest(), vocab_size=vocab_size)
+    if store.exists():
+        made = Store.open(store)
+    else:
+        made = prepare([], store, documents=python_split, documents_digest=python_digest(), vocab_size=vocab_size)
     train, valid = made.split("train"), made.split("valid")
     _say(f"    {train.tokens:,} tokens to train on, {valid.tokens:,} to validate")
 

@@ -19,9 +19,10 @@ def train_ranks(config: Path, run_dir: Path, ranks: int, resume: str, sets: list
     run = load_run(config, sets)
     check_batches(run, ranks)
     resolve_precision(run.engine.precision)
-    growths(run)
     text = Text.of(run)
-    RunFolder(run_dir).check(with_vocabulary(run, text.tokenizer.vocab_size), text.digest, fresh=resume == "never")
+    run = with_vocabulary(run, text.tokenizer.vocab_size)
+    growths(run)
+    RunFolder(run_dir).check(run, text.digest, fresh=resume == "never")
     ensure_ops()
     argv = ["train", str(config), "--run-dir", str(run_dir), "--resume", resume]
     for override in sets:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from typing import Any
 
 from growth_ds.config import Run, Stage
+from growth_ds.errors import UserError
 from growth_ds.growth.plan import GrowthPlan, make_plan
 from growth_ds.model import cost
 from growth_ds.model.layout import FIXED, layout
@@ -20,8 +22,11 @@ def stage_flops(run: Run, stage: Stage) -> int:
 def growths(run: Run) -> list[GrowthPlan | None]:
     """For each stage the plan by which it is entered; None for the first. Raises UserError for one that cannot be."""
     plans: list[GrowthPlan | None] = [None]
-    for before, after in zip(run.stages, run.stages[1:], strict=False):
-        plans.append(make_plan(layout(before.model), before.model, after.model, after.grow, FIXED))
+    for index, (before, after) in enumerate(pairwise(run.stages), start=1):
+        try:
+            plans.append(make_plan(layout(before.model), before.model, after.model, after.grow, FIXED))
+        except UserError as error:
+            raise UserError(f"{run.name}: stages.{index}.{error}") from None
     return plans
 
 

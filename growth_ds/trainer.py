@@ -23,6 +23,7 @@ from growth_ds.errors import UserError
 from growth_ds.evaluate.mlm import Validation, unigram_entropy
 from growth_ds.model import cost
 from growth_ds.optim.schedule import learning_rate
+from growth_ds.planning import growths
 from growth_ds.progress import Progress
 from growth_ds.report.tables import growth_line
 from growth_ds.run_folder import RunFolder
@@ -69,6 +70,7 @@ def train(run: Run, run_dir: Path, resume: bool = True) -> int:
     check_batches(run, distributed.world_size())
     text = Text.of(run, verify=distributed.rank() == 0)
     run = with_vocabulary(run, text.tokenizer.vocab_size)
+    growths(run)
     return Trainer(run, RunFolder(run_dir), text).train(resume)
 
 

@@ -49,10 +49,10 @@ def repeated_share(texts: Sequence[str]) -> np.ndarray:
     return _share(seen, owner, len(texts))
 
 
-def shared_share(texts: Sequence[str], reference: Sequence[str]) -> np.ndarray:
-    """float64 [texts]: the share of each text's 13-grams that also occur in `reference`."""
+def shared_share(texts: Sequence[str], known: np.ndarray) -> np.ndarray:
+    """float64 [texts]: the share of each text's 13-grams that are among `known` (hashes from `gram_hashes`)."""
     hashes, owner = gram_hashes(texts)
-    return _share(np.isin(hashes, gram_hashes(reference)[0]), owner, len(texts))
+    return _share(np.isin(hashes, known), owner, len(texts))
 
 
 def overlap(texts: Sequence[str], reference: Sequence[str]) -> float:

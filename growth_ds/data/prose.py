@@ -31,9 +31,9 @@ _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"`([^`<]+?)\s*<[^`>]*>`__?"), r"\1"),  # `text <url>`_
     (re.compile(r":[\w:+-]+:`~?(?:[\w.]+\.)?([^`<]*?)(?:\s*<[^`>]*>)?`"), r"\1"),  # :func:`a.b.c`
     (re.compile(r"``?([^`]*)``?_{0,2}"), r"\1"),  # ``literal``, `name`, `reference`_
-    (re.compile(r"\s*\[[\w#*-]{1,12}\]_?(?=[\s.,;:)]|$)"), ""),  # footnotes; also [MASK] and its kin
     (re.compile(r"\*\*([^*]+)\*\*"), r"\1"),
     (re.compile(r"(?<![\w*])\*([^*\s][^*]*)\*(?!\w)"), r"\1"),
+    (re.compile(r"\s*\[[\w#*-]{1,12}\]_?(?=[\s.,;:)]|$)"), ""),  # footnotes; also [MASK] and its kin
     (re.compile(r"<?(?:https?|ftp)://\S+?>?(?=[\s),]|\.?$|\.\s)"), ""),
     (re.compile(r"</?[a-zA-Z][^<>]{0,60}>"), ""),
     (re.compile(r"\\([ *_|`])"), r"\1"),

@@ -18,7 +18,7 @@ import numpy as np
 
 from growth_ds.data.corpus import Document
 from growth_ds.data.hashing import text_uniform
-from growth_ds.data.ngrams import normalised_words, repeated_share, shared_share
+from growth_ds.data.ngrams import gram_hashes, normalised_words, repeated_share, shared_share
 from growth_ds.data.parallel import default_workers, ordered_map
 from growth_ds.data.prose import prose_paragraphs
 from growth_ds.errors import UserError
@@ -43,6 +43,8 @@ _SKIPPED_FOLDERS = frozenset(
 _SKIPPED_FILES = ("modeling_", "modular_", "convert_")
 _NEAR_DUPLICATE = 0.5  # a paragraph with more of its 13-grams seen before than this is a template filled in again
 _BATCH_FILES = 64
+_DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_BLOCKS = ("body", "handlers", "orelse", "finalbody")  # where a compound statement keeps statements
 _DOCUMENTATION = (".rst", ".md", ".txt")
 _NOT_PROSE = ("license", "licence", "copying", "notice", "requirements", "sources", "top_level", "entry_points")
 
@@ -119,17 +121,22 @@ def _texts(path: str) -> Iterable[str]:
 def _docstrings(body: list[ast.stmt]) -> Iterator[str]:
     """Docstrings, and documentation kept in other multi-line strings outside functions (`add_newdoc` and the like)."""
     for statement in body:
-        if isinstance(statement, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            if docstring := ast.get_docstring(statement, clean=False):
-                yield docstring
-            if isinstance(statement, ast.ClassDef):
-                yield from _docstrings(statement.body[1:] if docstring else statement.body)
-            else:
-                yield from _docstrings([s for s in statement.body if isinstance(s, (ast.ClassDef, ast.FunctionDef))])
-            continue
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" in node.value.strip():
-                yield node.value
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield ast.get_docstring(statement, clean=False) or ""
+            yield from _docstrings([inner for inner in statement.body if isinstance(inner, _DEFINITIONS)])
+        elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            yield str(statement.value.value)
+        elif blocks := [getattr(statement, name) for name in _BLOCKS if getattr(statement, name, None)]:
+            for block in blocks:
+                yield from _docstrings(block)
+        else:
+            yield from (text for text in _strings(statement) if "\n" in text.strip())
+
+
+def _strings(statement: ast.stmt) -> Iterator[str]:
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 def _without_repeats(modules: dict[str, list[str]]) -> list[Document]:
@@ -174,9 +181,9 @@ def _disjoint(valid: list[Document], train: list[Document]) -> list[Document]:
     Sequences across two paragraphs may still be shared, rarely; a reader of whole documents would find them, so the
     documents that hold too many are given up.
     """
-    reference = [" ".join(d.text.split()) for d in train]
+    known, _ = gram_hashes([d.text for d in train])
     paragraphs = [(d.id, p) for d in valid for p in d.text.split("\n")]
-    shares = shared_share([p for _, p in paragraphs], reference)
+    shares = shared_share([p for _, p in paragraphs], known)
     valid = _grouped(pair for pair, share in zip(paragraphs, shares, strict=True) if share == 0)
-    whole = shared_share([d.text for d in valid], reference)
+    whole = shared_share([d.text for d in valid], known)
     return [d for d, share in zip(valid, whole, strict=True) if share <= MAX_OVERLAP]

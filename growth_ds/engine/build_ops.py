@@ -69,7 +69,7 @@ def missing_tools() -> list[str]:
     from torch.utils import cpp_extension
 
     compiler = os.environ.get("CXX") or "c++"
-    missing = [] if shutil.which(compiler) else [f"a C++ compiler ({compiler})"]
+    missing = [] if shutil.which(compiler) else [f"C++ compiler ({compiler})"]
     return missing + ([] if cpp_extension.is_ninja_available() else ["ninja"])
 
 

@@ -47,6 +47,10 @@ class GrowthPlan:
                     f"{axis_map.old} -> {axis_map.new} gives units unequal numbers of copies, and LayerNorm's mean and "
                     f"variance weigh them all alike; exact: a multiple of {axis_map.old}"
                 )
+            if KIND[axis] == "lookup" and axis_map.source[: axis_map.old].tolist() != list(range(axis_map.old)):
+                reasons[axis] = (
+                    f"the first {axis_map.old} rows do not stay where they are looked up; exact: recipe tile"
+                )
         if self._executed_before() != self._executed_after():
             axis = "layer" if self.old["layer"] != self.new["layer"] else "stored_layer"
             reasons[axis] = (

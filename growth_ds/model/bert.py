@@ -144,7 +144,7 @@ class Bert(nn.Module):
         return self.head(hidden, self.embeddings.word.weight), self.next_sentence(hidden)
 
     def forward(self, batch: BatchLike) -> dict[str, Any]:
-        """Sums over the batch, scalars: "mlm" (labels >= 0) and "nsp" cross-entropy in nats; in eval mode "mlm_correct"."""
+        """Scalar sums over the batch: "mlm" (labels >= 0) and "nsp" loss in nats; in eval mode "mlm_correct"."""
         hidden = self.encode(batch.ids, batch.segments, batch.attention_mask)
         predicted = hidden.flatten(0, 1)[batch.positions]  # (M, H)
         logits = self.head(predicted, self.embeddings.word.weight).float()  # (M, V)

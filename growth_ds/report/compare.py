@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from growth_ds.report.rows import Record
 from growth_ds.report.series import Curve
 
 Point = tuple[float, float]
@@ -31,10 +32,10 @@ class Comparison:
 
 
 def compare(this: Curve, other: Curve) -> Comparison | None:
-    """This run against the other; None if either has no validation."""
-    mine, theirs = _points(this), _points(other)
-    if not mine or not theirs:
+    """This run against the other; None if either has no validation, or their last ones read rows of other lengths."""
+    if not this.valid or not other.valid or _length(this.valid[-1]) != _length(other.valid[-1]):
         return None
+    mine, theirs = _points(this), _points(other)
     flops = min(mine[-1][0], theirs[-1][0])
     matched = flops_to_reach(mine, theirs[-1][1])
     return Comparison(
@@ -46,8 +47,17 @@ def compare(this: Curve, other: Curve) -> Comparison | None:
 
 
 def _points(curve: Curve) -> list[Point]:
-    """One point for each FLOP count: around a growth two models may be validated at the same step."""
-    return sorted({float(record["flops"]): float(record["valid_loss"]) for record in curve.valid}.items())
+    """One point for each FLOP count: around a growth two models may be validated at the same step.
+
+    A small model may be validated on shorter rows than the last one; that is another task, so those are left out.
+    """
+    records = [record for record in curve.valid if _length(record) == _length(curve.valid[-1])]
+    return sorted({float(record["flops"]): float(record["valid_loss"]) for record in records}.items())
+
+
+def _length(record: Record) -> int | None:
+    """Tokens of a validation row, where the record says it."""
+    return record.get("valid_length")
 
 
 def loss_at(points: Sequence[Point], flops: float) -> float | None:

@@ -12,12 +12,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from growth_ds.report import units
 from growth_ds.report.series import Curve, thinned
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -78,7 +79,8 @@ def optim_svg(curves: Sequence[Curve]) -> str:
             steps, norms = curve.logged("step"), curve.smoothed("grad_norm")
             _line(upper, f"lr-{number}", steps, [rate / 10.0**exponent for rate in curve.logged("lr")], number)
             _line(lower, f"grad-{number}", steps, norms, number)
-            _verticals((upper, lower), number, curve, "step", 1.0)
+            _verticals(upper, f"lr-growth-{number}", number, curve, "step", 1.0)
+            _verticals(lower, f"grad-growth-{number}", number, curve, "step", 1.0)
             highest = max([highest, *_finite(_past_the_start(norms))])
         upper.set_ylabel(f"learning rate ({units.power(exponent)})")
         lower.set_ylabel("gradient norm")
@@ -105,25 +107,25 @@ def _draw_loss(panel: Axes, key: str, curves: Sequence[Curve], entropy: float | 
     low, high = loss_limits(curves, entropy)
     for number, curve in enumerate(curves):
         x = [value / divisor for value in curve.logged(key)]
-        _line(panel, f"raw-{number}", x, curve.logged("loss"), number, width=0.6, alpha=0.22)
-        _line(panel, f"train-{number}", x, curve.smoothed("loss"), number)
-        _points(panel, f"valid-{number}", curve, key, divisor, number)
-        _verticals((panel,), number, curve, key, divisor)
+        _line(panel, f"{key}-raw-{number}", x, curve.logged("loss"), number, width=0.6, alpha=0.22)
+        _line(panel, f"{key}-train-{number}", x, curve.smoothed("loss"), number)
+        _points(panel, f"{key}-valid-{number}", curve, key, divisor, number)
+        _verticals(panel, f"{key}-growth-{number}", number, curve, key, divisor)
     panel.set_xlim(0, 1.02 * largest / divisor or 1)
     panel.set_ylim(low, high)
     panel.set_xlabel(label)
     panel.set_ylabel("MLM loss (nats)")
     if entropy is not None and math.isfinite(entropy):
-        _entropy(panel, entropy, high)
-    for growth in curves[0].growths:
-        _growth_label(panel, growth.at[key] / divisor, high, growth.label())
+        _entropy(panel, f"{key}-entropy", entropy)
+    for index, growth in enumerate(curves[0].growths):
+        _growth_label(panel, f"{key}-label-{index}", growth.at[key] / divisor, growth.label())
 
 
-def _growth_label(panel: Axes, x: float, high: float, text: str) -> None:
+def _growth_label(panel: Axes, gid: str, x: float, text: str) -> None:
     """What grew, along the dashed line, on a ground that lets curves shine through a little."""
     label = panel.annotate(
-        text, (x, high), xytext=(3, -2), textcoords="offset points", rotation=90, ha="left", va="top", fontsize=7.5,
-        color=MUTED, gid="growth-label", zorder=6, parse_math=False,
+        text, (x, 1), xycoords=panel.get_xaxis_transform(), xytext=(3, -2), textcoords="offset points", rotation=90,
+        ha="left", va="top", fontsize=7.5, color=MUTED, gid=gid, zorder=6, parse_math=False,
         bbox={"facecolor": PAPER, "alpha": 0.75, "edgecolor": "none", "pad": 0.8},
     )  # fmt: skip
     label.set_in_layout(False)  # a long label runs over the panel; it does not squeeze it
@@ -148,24 +150,28 @@ def _points(panel: Axes, gid: str, curve: Curve, key: str, divisor: float, numbe
     )  # fmt: skip
 
 
-def _verticals(panels: Sequence[Axes], number: int, curve: Curve, key: str, divisor: float) -> None:
+def _verticals(panel: Axes, gid: str, number: int, curve: Curve, key: str, divisor: float) -> None:
     colour = RULE if number == 0 else SERIES[number % len(SERIES)]
     for index, growth in enumerate(curve.growths):
-        for panel in panels:
-            x, gid = growth.at[key] / divisor, f"growth-{number}-{index}"
-            panel.axvline(x, color=colour, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1, gid=gid)
+        x = growth.at[key] / divisor
+        panel.axvline(x, color=colour, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1, gid=f"{gid}-{index}")
 
 
-def _entropy(panel: Axes, entropy: float, high: float) -> None:
-    """The loss of guessing by frequency alone: a line, or a note at the edge where it lies far above the curves."""
-    text, above = f"unigram entropy {entropy:.2f}", entropy > high
-    if not above:
-        panel.axhline(entropy, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1, gid="entropy")
-    panel.annotate(
-        text + (" ↑" if above else ""), (1, high if above else entropy), xycoords=("axes fraction", "data"),
-        xytext=(-4, -9 if above else 3), textcoords="offset points", ha="right", va="bottom", fontsize=8,
-        color=MUTED, gid="entropy-label",
+def _entropy(panel: Axes, gid: str, entropy: float) -> None:
+    """The loss of guessing by frequency alone: a line, or a note at the edge where it lies far from the curves."""
+    low, high = panel.get_ylim()
+    text, place, lift = f"unigram entropy {entropy:.2f}", min(max(entropy, low), high), 3
+    if low <= entropy <= high:
+        panel.axhline(entropy, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1, gid=gid)
+    elif entropy > high:
+        text, lift = f"{text} ↑", -9
+    else:
+        text = f"{text} ↓"
+    label = panel.annotate(
+        text, (1, place), xycoords=panel.get_yaxis_transform(), xytext=(-4, lift), textcoords="offset points",
+        ha="right", va="bottom", fontsize=8, color=MUTED, gid=f"{gid}-label",
     )  # fmt: skip
+    label.set_in_layout(False)
 
 
 def loss_limits(curves: Sequence[Curve], entropy: float | None) -> tuple[float, float]:
@@ -212,10 +218,10 @@ def scale(key: str, largest: float) -> tuple[float, str]:
     return 1.0, "training time (seconds)"
 
 
-def _legend(curves: Sequence[Curve]) -> tuple[list[object], list[str]]:
+def _legend(curves: Sequence[Curve]) -> tuple[list[Artist], list[str]]:
     from matplotlib.lines import Line2D
 
-    handles: list[object] = []
+    handles: list[Artist] = []
     for number, _ in enumerate(curves):
         colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
         handles.append(Line2D([], [], color=colour, linewidth=2, marker=marker, markersize=5, markeredgecolor=PAPER))
@@ -241,7 +247,7 @@ def _style() -> Iterator[None]:
     """Matplotlib settings of every picture; the caller's are left as they were."""
     import matplotlib
 
-    settings = {
+    settings: Any = {
         "svg.hashsalt": "growth_ds",
         "svg.fonttype": "none",
         "font.family": "sans-serif",
@@ -279,9 +285,7 @@ def _svg(figure: Figure, prefix: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'href="#', f'href="#{prefix}-', text)
-    text = re.sub(r"url\(#", f"url(#{prefix}-", text)
+    text = re.sub(rf'(\bid="|href="#|url\(#)(?!{prefix}-)', rf"\g<1>{prefix}-", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(f": {colour}", f": var(--{variable}, {colour})")
     return text

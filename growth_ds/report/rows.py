@@ -110,17 +110,19 @@ class GrowthRow:
         return self.loss_after - self.loss_before
 
 
-def training(folder: RunFolder) -> list[Record]:
-    """The records of training steps. Raises UserError if there are none."""
-    records = [record for record in folder.records(folder.metrics) if "loss" in record]
-    if not records:
+def metrics(folder: RunFolder) -> tuple[list[Record], list[Record]]:
+    """The records of training steps and of validations, the final one of the ledger with them.
+
+    Raises UserError if there is no training step.
+    """
+    records = folder.records(folder.metrics)
+    train = [record for record in records if "loss" in record]
+    if not train:
         raise UserError(f"{folder.metrics}: no training steps recorded; train the run before it is reported")
-    return records
-
-
-def validations(folder: RunFolder) -> list[Record]:
-    """The records of validations."""
-    return [record for record in folder.records(folder.metrics) if "valid_loss" in record]
+    checked = [record for record in records if "valid_loss" in record]
+    last = checked[-1]["step"] if checked else -1
+    ends = [record for record in events(folder, "finish") if "valid_loss" in record and record["step"] > last]
+    return train, checked + ends[-1:]
 
 
 def events(folder: RunFolder, kind: str) -> list[Record]:
@@ -130,9 +132,10 @@ def events(folder: RunFolder, kind: str) -> list[Record]:
 
 def summary(folder: RunFolder) -> Summary:
     """What the run has reached. Raises UserError if the folder holds no run, or no training step."""
-    run, last = folder.run(), training(folder)[-1]
+    run, (train, checked) = folder.run(), metrics(folder)
+    last = train[-1]
     begin: Record = next(reversed(events(folder, "start")), {})
-    valid: Record = next(reversed([*validations(folder), *events(folder, "finish")]), {})
+    valid: Record = checked[-1] if checked else {}
     return Summary(
         steps=last["step"],
         planned_steps=run.total_steps,
@@ -149,7 +152,7 @@ def summary(folder: RunFolder) -> Summary:
 
 def stage_rows(folder: RunFolder) -> list[StageRow]:
     """The stages that have training steps, in order."""
-    run, records, checked = folder.run(), training(folder), validations(folder)
+    run, (records, checked) = folder.run(), metrics(folder)
     ends = {record["stage"]: record for record in records}
     losses = {record["stage"]: record["valid_loss"] for record in checked}
     total = records[-1]["flops"]

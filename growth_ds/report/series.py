@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
-from growth_ds.report.rows import GrowthRow, Record, growth_rows, training, validations
+from growth_ds.report.rows import GrowthRow, Record, growth_rows, metrics
 
 if TYPE_CHECKING:  # its import brings torch, which nothing here computes with
     from growth_ds.run_folder import RunFolder
 
 WINDOWS_PER_RUN = 50
 """A smoothed value is the mean of about 1/50 of the run: past the noise of batches, but no dip is hidden."""
+NARROWEST = 9
+"""Steps that are smoothed over at least: in a short run 1/50 would smooth nothing."""
 POINTS = 400
 """Points that are drawn of one line: about one for each pixel of a panel."""
 
@@ -42,6 +44,7 @@ class Curve:
     train: list[Record]
     valid: list[Record]
     growths: list[Growth]
+    _smoothed: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def logged(self, key: str) -> list[float]:
         """One quantity of the training steps; NaN where a step has none."""
@@ -49,7 +52,12 @@ class Curve:
 
     def smoothed(self, key: str) -> list[float]:
         """The same, smoothed; a stage never leaks into the next, so a jump at a growth stays a jump."""
-        width = max(1, len(self.train) // WINDOWS_PER_RUN)
+        if key not in self._smoothed:  # every panel asks for it, and a long run has 10⁶ steps
+            self._smoothed[key] = self._smooth(key)
+        return self._smoothed[key]
+
+    def _smooth(self, key: str) -> list[float]:
+        width = max(NARROWEST, len(self.train) // WINDOWS_PER_RUN)
         result: list[float] = []
         for _, records in groupby(self.train, key=lambda record: record["stage"]):
             result.extend(smooth([_number(record.get(key)) for record in records], width))
@@ -58,13 +66,13 @@ class Curve:
 
 def read_curve(name: str, folder: RunFolder) -> Curve:
     """The curves of a run. Raises UserError if it has no training step."""
-    train, growths = training(folder), []
+    (train, valid), growths = metrics(folder), []
     by_step = {record["step"]: record for record in train}
     for row in growth_rows(folder):
         record = by_step.get(row.step)
         if record is not None:
             growths.append(Growth(row, {key: float(record[key]) for key in ("step", "flops", "tokens", "seconds")}))
-    return Curve(name, train, validations(folder), growths)
+    return Curve(name, train, valid, growths)
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:

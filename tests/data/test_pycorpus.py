@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,15 @@ from growth_ds.errors import UserError
 
 @pytest.fixture(scope="module")
 def split() -> tuple[list[Document], list[Document], float]:
-    begin = time.perf_counter()
+    begin = cpu_seconds()
     train, valid = pycorpus.python_split()
-    return train, valid, time.perf_counter() - begin
+    return train, valid, cpu_seconds() - begin
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and its finished children: what a busy machine does not change much."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usage)
 
 
 def size(documents: list[Document]) -> int:
@@ -32,7 +38,7 @@ def test_it_is_large_and_bounded_and_quick(split: tuple[list[Document], list[Doc
     assert 8_000_000 <= size(train) + size(valid) <= pycorpus.MAX_BYTES
     assert 0.01 < size(valid) / size(train) < 0.1
     assert len(valid) > 50
-    assert seconds < 120  # under 30 on two free processors
+    assert seconds < 90  # of processor time; about 40 measured, so 20 on the clock with two free processors
 
 
 def test_validation_text_does_not_occur_in_training_text(split: tuple[list[Document], list[Document], float]) -> None:

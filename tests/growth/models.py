@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from growth_ds.config import Grow, Model
@@ -92,9 +93,14 @@ def rows(model: Model, seed: int = 0, count: int = 3, length: int = 8, padded: b
 
 
 def loss(bert: Bert, batch: Rows) -> Tensor:
-    """The sum of the losses."""
-    sums = bert(batch)
-    return sums["mlm"] + sums.get("nsp", 0.0)
+    """The sum of the losses in the model's own precision (`Bert.forward` takes it in fp32)."""
+    hidden = bert.encode(batch.ids, batch.segments, batch.attention_mask)
+    logits = bert.head(hidden.flatten(0, 1)[batch.positions], bert.embeddings.word.weight)
+    total = F.cross_entropy(logits, batch.labels, reduction="sum")
+    answers = bert.next_sentence(hidden)
+    if answers is not None and batch.nsp_labels is not None:
+        total = total + F.cross_entropy(answers, batch.nsp_labels, reduction="sum")
+    return total
 
 
 def delta(one: tuple[Tensor, Tensor | None], two: tuple[Tensor, Tensor | None], mask: Tensor | None) -> float:

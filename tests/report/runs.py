@@ -68,7 +68,8 @@ def write_run(
             )  # fmt: skip
             if step % validate_every == 0:
                 metrics.append({**where, "valid_loss": true_loss(flops, floor), "valid_accuracy": 0.1 + flops * 1e-14})
-    ledger.append({"event": "finish", **metrics[-1]})
+    end = {"valid_loss": true_loss(flops, floor), "valid_accuracy": 0.1 + flops * 1e-14}
+    ledger.append({"event": "finish", **where, **end})
     for file, records in (("metrics.jsonl", metrics), ("ledger.jsonl", ledger)):
         (path / file).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path

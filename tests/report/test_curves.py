@@ -27,17 +27,19 @@ def ids(svg: str, pattern: str) -> list[str]:
 
 
 def test_every_curve_and_growth_is_drawn_in_every_panel(svg: str) -> None:
-    assert sorted(ids(svg, r"loss-train-\d")) == ["loss-train-0"] * 3 + ["loss-train-1"] * 3
-    assert sorted(ids(svg, r"loss-raw-\d")) == ["loss-raw-0"] * 3 + ["loss-raw-1"] * 3
-    assert len(ids(svg, r"loss-growth-0-\d")) == 6
-    assert len(ids(svg, "loss-entropy")) == 3
+    for key in PANELS:
+        assert ids(svg, rf"loss-{key}-train-\d") == [f"loss-{key}-train-0", f"loss-{key}-train-1"]
+        assert ids(svg, rf"loss-{key}-raw-\d") == [f"loss-{key}-raw-0", f"loss-{key}-raw-1"]
+        assert ids(svg, rf"loss-{key}-growth-\d-\d") == [f"loss-{key}-growth-0-0", f"loss-{key}-growth-0-1"]
+        assert ids(svg, rf"loss-{key}-entropy") == [f"loss-{key}-entropy"]
     assert svg.count("layer 2→4, ffn 128→256") == 3
 
 
 def test_validation_points_are_all_there(curves: list[Curve], svg: str) -> None:
     root = ElementTree.fromstring(svg)
     for number, curve in enumerate(curves):
-        groups = [group for group in root.iter() if group.get("id") == f"loss-valid-{number}"]
+        wanted = {f"loss-{key}-valid-{number}" for key in PANELS}
+        groups = [group for group in root.iter() if group.get("id") in wanted]
         markers = [mark for group in groups for mark in group.iter() if mark.tag.endswith("}use")]
         assert len(markers) == 3 * len(curve.valid)
 
@@ -87,9 +89,10 @@ def test_loss_axis_leaves_the_steep_start_out(curves: list[Curve]) -> None:
     assert loss_limits([falling], 7.0) == (low, high)
 
 
-def test_a_far_entropy_is_noted_at_the_edge(grown: RunFolder) -> None:
-    svg = panel_svg([read_curve("grown", grown)], "flops", 40.0)
-    assert "unigram entropy 40.00 ↑" in svg
+@pytest.mark.parametrize(("entropy", "note"), [(40.0, "unigram entropy 40.00 ↑"), (0.5, "unigram entropy 0.50 ↓")])
+def test_a_far_entropy_is_noted_at_the_edge(grown: RunFolder, entropy: float, note: str) -> None:
+    svg = panel_svg([read_curve("grown", grown)], "flops", entropy)
+    assert note in svg
     assert not ids(svg, "flops-entropy")
 
 

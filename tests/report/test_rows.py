@@ -6,7 +6,7 @@ import pytest
 
 from growth_ds.errors import UserError
 from growth_ds.model import cost
-from growth_ds.report.rows import Change, growth_rows, stage_rows, summary
+from growth_ds.report.rows import Change, growth_rows, metrics, stage_rows, summary
 from growth_ds.run_folder import RunFolder
 from tests.report.runs import ENTROPY, SIZES, make_run, true_loss, write_run
 
@@ -50,6 +50,14 @@ def test_growths_with_their_lag(grown: RunFolder) -> None:
     assert second.reasons == ()
     assert second.delta == 0
     assert second.changes[-1] == Change("length", 64, 128)
+
+
+def test_the_final_validation_may_stand_in_the_ledger_alone(tmp_path: Path) -> None:
+    folder = RunFolder(write_run(tmp_path / "run", validate_every=50))
+    _, checked = metrics(folder)
+    assert [record["step"] for record in checked] == [50, 60]
+    assert summary(folder).valid_loss == pytest.approx(true_loss(sum(STAGE_FLOPS)))
+    assert stage_rows(folder)[-1].valid_loss == summary(folder).valid_loss
 
 
 def test_ledger_may_be_missing(tmp_path: Path) -> None:

@@ -76,6 +76,17 @@ def test_no_validation_no_comparison() -> None:
     assert (late.loss, late.other_loss, late.difference) == (7.0, None, None)
 
 
+def test_validations_on_rows_of_another_length_are_left_out() -> None:
+    def of_lengths(*points: tuple[float, float, int]) -> Curve:
+        return Curve("c", [], [{"flops": f, "valid_loss": loss, "valid_length": n} for f, loss, n in points], [])
+
+    grown, scratch = of_lengths((1, 3.0, 64), (2, 8.0, 128), (4, 6.0, 128)), of_lengths((2, 7.0, 128), (4, 7.0, 128))
+    found = compare(grown, scratch)
+    assert found is not None
+    assert found.share_to_match == pytest.approx(3 / 4)  # not at the 64-token validation
+    assert compare(grown, of_lengths((4, 7.0, 512))) is None
+
+
 def test_between_points() -> None:
     points = [(1.0, 8.0), (2.0, 6.0), (4.0, 7.0)]
     assert [loss_at(points, flops) for flops in (0.5, 1, 1.5, 3, 4, 4.5)] == [None, 8.0, 7.0, 6.5, 7.0, None]

@@ -1,0 +1,39 @@
+"""Checkpoints of random models for tests that need no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from growth_ds.checkpoint import Checkpoint, CheckpointWriter
+from growth_ds.config import Model
+from growth_ds.engine.state import TensorState
+from growth_ds.model.layout import parameter_shapes
+
+TINY = Model(layers=2, hidden=12, heads=3, ffn=20, vocab_size=40, positions=16, nsp=True)
+
+
+def random_states(model: Model, seed: int = 0, moments: bool = True) -> dict[str, TensorState]:
+    """Every parameter with a random weight and moments, at step 7."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return {
+        name: TensorState(
+            draw(shape), draw(shape) if moments else None, draw(shape).square() if moments else None, 7 * moments
+        )
+        for name, shape in parameter_shapes(model).items()
+    }
+
+
+def write_random(path: Path, model: Model = TINY, moments: bool = True, seed: int = 0) -> Checkpoint:
+    """A whole checkpoint on disk."""
+    facts = {"step": 7, "stage": 0, "seconds": 1.5}
+    with CheckpointWriter(path, model, moments=moments, facts=facts) as writer:
+        for name, state in random_states(model, seed, moments).items():
+            writer.add(name, state)
+        writer.commit()
+    return Checkpoint(path)

@@ -1,0 +1,175 @@
+"""What the user can get wrong: one line that names the file and key, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.checkpoints import TINY, write_random
+from tests.cli import growth_ds, tree
+
+GOOD = {
+    "data": {"store": "store"},
+    "engine": {"precision": "fp32", "zero": 2},
+    "stages": [
+        {
+            "model": {"layers": 2, "hidden": 12, "heads": 3, "ffn": 16, "positions": 32},
+            "length": 16,
+            "batch": {"global": 4, "micro": 2},
+            "steps": 2,
+        },
+        {"model": {"layers": 4}, "length": 16, "batch": {"global": 4, "micro": 2}, "steps": 2},
+    ],
+}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, store):
+    """A working directory with a good config, a store and a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    Path("store").symlink_to(store)
+    Path("good.yaml").write_text(json.dumps(GOOD))
+    write_random(Path("ckpt"))
+    Path("deep.yaml").write_text("{layers: 4}")
+    return tmp_path
+
+
+@pytest.fixture
+def refused(home, monkeypatch, capsys):
+    """Run a command that must be refused: gives its line."""
+
+    def refuse(*argv: object) -> str:
+        before = tree(home)
+        result = growth_ds(monkeypatch, capsys, *argv)
+        assert result.code == 2, result
+        assert tree(home) == before
+        assert result.out == ""
+        assert "Traceback" not in result.err
+        assert result.err.count("\n") == 1, result.err
+        return result.err.strip()
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stages.1.model.hiden=24", "good.yaml: stages.1.model.hiden: unknown key; did you mean 'hidden'?"),
+        ("stages.0.model.heads=5", "good.yaml: stages.0.model: heads 5 do not divide hidden 12; give a head_size"),
+        ("stages.1.model.layers=1", "good: stages.1.model.layers: cannot shrink from 2 to 1"),
+        ("stages.1.model.vocab_size=500", "model.vocab_size: cannot grow from 120 to 500"),
+        ("stages.1.model.head_size=8", "model.head_size: cannot grow from 4 to 8"),
+        ("stages.1.model.norm=pre", "model.norm: a growth cannot change it"),
+        ("stages.0.batch.global=3", "stages.0.batch.global 3 is not a multiple of batch.micro 2 x 2 rank(s)"),
+        ("stages.0.length=64", "length 64 exceeds model.positions 32"),
+        ("stages.0.tokens=100", "give exactly one of 'steps' and 'tokens'"),
+        ("engine.precision=fp16", "fp16"),
+        ("engine.precision=fp8", "good.yaml: engine.precision:"),
+        ("engine.zero=nowhere.json", "engine.zero: no file 'nowhere.json'"),
+        ("engine.deepspeed={train_batch_size: 4}", "'train_batch_size' is set by 'stages[].batch.global'"),
+        ("data.store=nowhere", "nowhere"),
+        ("data.objective=mlm+nsp", "model.nsp is false"),
+    ],
+)
+def test_train_refuses_before_any_rank_starts(refused, override, words):
+    assert words in refused("train", "good.yaml", "--ranks", "2", "--set", override)
+
+
+def test_a_growth_that_must_be_exact_and_cannot_be(refused):
+    line = refused("train", "good.yaml", "--ranks", "2", "--set", "stages.1.grow={require_exact: true}")
+    assert "grow.require_exact: axis layer" in line
+    Path("wide.yaml").write_text("{hidden: 16, heads: 4}")
+    Path("exact.yaml").write_text("{recipe: tile, require_exact: true}")
+    line = refused("grow", "ckpt", "--to", "wide.yaml", "--recipe", "exact.yaml", "--out", "out")
+    assert "axis hidden: 12 -> 16" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train", "absent.yaml"], "absent.yaml: no such file"),
+        (["train", "good.yaml", "--resume", "maybe"], "--resume"),
+        (["train", "good.yaml", "--ranks", "0"], "--ranks"),
+        (["train", "good.yaml", "--set", "seed"], "not of the form key=value"),
+        (["plan", "good.yaml", "--set", "seed=x"], "good.yaml: seed"),
+        (["frobnicate"], "frobnicate"),
+        (["grow", "ckpt", "--to", "deep.yaml", "--recipe", "magic", "--out", "out"], "--recipe: recipe"),
+        (["grow", "ckpt", "--to", "deep.yaml", "--recipe", "identity", "--out", "out"], "identity cannot grow 2"),
+        (["grow", "ckpt", "--to", "deep.yaml", "--recipe", "tile", "--out", "ckpt"], "ckpt: exists"),
+        (["grow", "absent", "--to", "deep.yaml", "--recipe", "tile", "--out", "out"], "absent: no such folder"),
+        (["grow", "store", "--to", "deep.yaml", "--recipe", "tile", "--out", "out"], "store"),
+        (["export", "ckpt", "--out", "store"], "store: exists"),
+        (["import", "ckpt", "--out", "out"], "ckpt"),
+        (["evaluate", "ckpt"], "give either --store STORE, or --logits"),
+        (["evaluate", "ckpt", "--store", "store"], "vocabulary"),
+        (["evaluate", "ckpt", "--store", "absent"], "absent"),
+        (["evaluate", "ckpt", "--logits", "good.yaml", "--out", "out.npz"], "good.yaml: not an npz"),
+        (["prepare", "absent.txt", "--out", "out"], "absent.txt"),
+        (["prepare", "good.yaml", "--out", "out"], "good.yaml"),
+    ],
+)
+def test_verbs_refuse(refused, argv, words):
+    assert words in refused(*argv)
+
+
+def test_logits_of_tokens_that_the_model_does_not_have(refused):
+    np.savez("in.npz", ids=np.full((1, 4), 40))
+    assert "ids must lie in [0, 40)" in refused("evaluate", "ckpt", "--logits", "in.npz", "--out", "out.npz")
+
+
+def test_export_of_a_shape_that_transformers_cannot_hold(refused):
+    write_random(Path("odd"), TINY.model_copy(update={"heads": 5}))
+    assert "heads" in refused("export", "odd", "--out", "out")
+
+
+def test_a_flipped_byte_in_a_checkpoint_names_the_file(refused):
+    path = Path("ckpt/weights.safetensors")
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    assert "ckpt/weights.safetensors: damaged" in refused("export", "ckpt", "--out", "out")
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "corrupted"])
+def test_a_damaged_store_names_the_file(home, refused, damage):
+    import shutil
+
+    shutil.copytree("store", "mine")
+    path = Path("mine/train.bin")
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:-7] if damage == "truncated" else whole[:100] + b"\xff\xff" + whole[102:])
+    assert "mine/train.bin" in refused("train", "good.yaml", "--ranks", "2", "--set", "data.store=mine")
+
+
+def test_text_that_is_not_utf8_is_named_with_its_byte(refused, monkeypatch, capsys):
+    Path("text.txt").write_bytes(b"Good words.\n\n" * 300 + b"caf\xe9 words\n")
+    assert "text.txt" in (line := refused("prepare", "text.txt", "--out", "out", "--vocab-size", "30"))
+    assert str(300 * 13 + 3) in line
+    with gzip.open("text.txt.gz", "wb") as file:
+        file.write(Path("text.txt").read_bytes())
+    assert str(300 * 13 + 3) in refused("prepare", "text.txt.gz", "--out", "out", "--vocab-size", "30")
+
+
+def test_an_empty_corpus(refused):
+    Path("empty.txt").write_text("\n\n \n")
+    assert "empty" in refused("prepare", "empty.txt", "--out", "out")
+
+
+def test_a_run_folder_of_another_config(refused, home, monkeypatch, capsys):
+    from growth_ds.config_file import load_run
+    from growth_ds.data.text import Text
+    from growth_ds.run_folder import RunFolder
+    from growth_ds.trainer import with_vocabulary
+
+    run = load_run("good.yaml")
+    text = Text.of(run)
+    RunFolder(Path("run")).claim(with_vocabulary(run, text.tokenizer.vocab_size), text.digest)
+    line = refused("train", "good.yaml", "--ranks", "2", "--run-dir", "run", "--set", "stages.0.steps=3")
+    assert "run: belongs to another configuration (stages.0.steps: 2 there, 3 here)" in line

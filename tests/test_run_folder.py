@@ -1,0 +1,108 @@
+"""The run's folder: whose it is, what a run resumes from, and what is forgotten then."""
+
+from __future__ import annotations
+
+import pytest
+
+from growth_ds.errors import UserError
+from growth_ds.run_folder import RunFolder
+from tests.checkpoints import write_random
+from tests.distributed.corpus import small_run
+
+
+@pytest.fixture
+def folder(tmp_path, store):
+    return RunFolder(tmp_path / "run")
+
+
+def test_claim_twice_is_fine_and_keeps_the_config(folder):
+    folder.claim(small_run(), "digest")
+    folder.claim(small_run(engine={"precision": "bf16", "zero": 3}, checkpoint={"every": 7}), "digest")
+    assert folder.run().engine.stage == 3
+
+
+def test_another_configuration_is_refused_by_key(folder):
+    folder.claim(small_run(), "digest")
+    with pytest.raises(UserError, match=r"another configuration \(seed: 42 there, 1 here\)"):
+        folder.claim(small_run(seed=1), "digest")
+    with pytest.raises(UserError, match=r"stages\.0\.steps: 20 there, 19 here"):
+        folder.claim(small_run(steps=(19, 20)), "digest")
+
+
+def test_other_data_is_refused(folder):
+    folder.claim(small_run(), "digest")
+    folder.append(folder.ledger, {"event": "start", "step": 0, "stage": 0, "store": "digest"})
+    folder.check(small_run(), "digest")
+    with pytest.raises(UserError, match="other data"):
+        folder.check(small_run(), "another")
+
+
+def test_resume_never_refuses_a_run(folder):
+    folder.check(small_run(), "digest", fresh=True)
+    folder.claim(small_run(), "digest", fresh=True)
+    with pytest.raises(UserError, match="has a run already"):
+        folder.check(small_run(), "digest", fresh=True)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, store):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not a run folder"):
+        RunFolder(tmp_path).claim(small_run(), "digest")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def checkpoints(folder, *places):
+    for step, stage in places:
+        folder.publish(write_random(folder.checkpoint_path(step, stage)).path, keep=10)
+
+
+def test_newest_is_what_latest_names(folder):
+    folder.claim(small_run(), "digest")
+    assert folder.newest() is None
+    checkpoints(folder, (10, 0), (20, 0), (20, 1))
+    assert folder.newest().path.name == "step-00000020-stage-1"
+    folder.latest.write_text("step-00000010-stage-0\n")
+    assert folder.newest().path.name == "step-00000010-stage-0"
+
+
+def test_a_damaged_one_is_named_and_the_one_before_it_taken(folder):
+    folder.claim(small_run(), "digest")
+    checkpoints(folder, (10, 0), (20, 0), (20, 1))
+    path = folder.checkpoint_path(20, 1) / "exp_avg_sq.safetensors"
+    damaged = bytearray(path.read_bytes())
+    damaged[-3] ^= 4
+    path.write_bytes(damaged)
+    said: list[str] = []
+    assert folder.newest(said.append).path.name == "step-00000020-stage-0"
+    assert len(said) == 1
+    assert str(path) in said[0]
+    assert "falling back" in said[0]
+
+
+def test_all_damaged_is_the_users_error(folder):
+    folder.claim(small_run(), "digest")
+    checkpoints(folder, (10, 0))
+    (folder.checkpoint_path(10, 0) / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        folder.newest(lambda line: None)
+
+
+def test_retention_keeps_the_newest(folder):
+    folder.claim(small_run(), "digest")
+    for step in (10, 20, 30):
+        folder.publish(write_random(folder.checkpoint_path(step, 0)).path, keep=2)
+    assert [path.name for path in folder._newest_first()] == ["step-00000030-stage-0", "step-00000020-stage-0"]
+
+
+def test_trim_forgets_what_came_after(folder):
+    folder.claim(small_run(), "digest")
+    for step in range(1, 6):
+        folder.append(folder.metrics, {"step": step, "stage": 0, "loss": 1.0})
+    folder.append(folder.ledger, {"event": "growth", "step": 3, "stage": 1})
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 6, "sta')
+    (folder.checkpoints / ".step-00000009-stage-0.tmp").mkdir()
+    folder.trim(3, 0)
+    assert [record["step"] for record in folder.records(folder.metrics)] == [1, 2, 3]
+    assert folder.records(folder.ledger) == []
+    assert list(folder.checkpoints.iterdir()) == []

@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
 ROOMS["trainer"] = set(ROOMS) - {"interop"}
 ROOMS["launch"] = ROOMS["trainer"] | {"trainer"}
 ROOMS["offline"] = ROOMS["trainer"] | {"interop"}
-ROOMS["demo"] = ROOMS["launch"] | {"launch"}
+ROOMS["demo"] = ROOMS["launch"] | {"launch", "offline", "interop"}
 ROOMS["cli"] = set(ROOMS)
 ROOMS["__main__"] = {"cli"}
 

@@ -304,10 +304,7 @@ class Stage(Frozen):
     @property
     def total_steps(self) -> int:
         """Optimizer steps of this stage."""
-        if self.steps is not None:
-            return self.steps
-        assert self.tokens is not None
-        return -(-self.tokens // (self.batch.global_ * self.length))
+        return self.steps or -(-(self.tokens or 0) // (self.batch.global_ * self.length))
 
 
 class Checkpoint(Frozen):
@@ -355,8 +352,7 @@ class Run(Frozen):
         """Write out what a stage leaves unsaid: its model from the stage before, its optimizer from the run."""
         if not isinstance(data, dict):
             return data
-        data = dict(data)
-        previous = data.pop("model", None) or {}
+        previous, data = data.get("model") or {}, {key: value for key, value in data.items() if key != "model"}
         if not isinstance(previous, dict):
             raise ValueError(f"model: holds {type(previous).__name__}, not a mapping of keys; give layers, hidden, ...")
         if not isinstance(data.get("stages"), (list, tuple)):
@@ -395,11 +391,9 @@ class Run(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """What must not change when a run goes on: all but where and how fast it is computed."""
-        tree = self.model_dump(mode="json", by_alias=True, exclude={"name", "engine", "checkpoint", "log"})
-        for stage in tree["stages"]:
-            del stage["batch"]["micro"]
-        tree["data"].pop("store"), tree["data"].pop("verify")
-        return tree
+        dropped: Any = dict.fromkeys(("name", "engine", "checkpoint", "log"), True)
+        dropped |= {"data": {"store", "verify"}, "stages": {"__all__": {"batch": {"micro"}}}}
+        return self.model_dump(mode="json", by_alias=True, exclude=dropped)
 
     def digest(self) -> str:
         """SHA-256 of `identity()`."""

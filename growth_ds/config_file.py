@@ -210,7 +210,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
 def _child(node: Any, part: str, override: str) -> Any:
     """What stands under `part`; a block that is not written yet is made."""
     if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
+        if not part.isdecimal() or int(part) >= len(node):
             raise UserError(f"--set {override}: '{part}' is not an index below {len(node)}")
         return node[int(part)]
     if isinstance(node, dict):

@@ -155,6 +155,11 @@ def init_distributed(timeout_s: float = DEFAULT_TIMEOUT_S) -> RankInfo:
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if "LOCAL_SIZE" not in os.environ:
+            # Without it DeepSpeed counts CPU "devices" by running `numactl --hardware`: for every gradient bucket of
+            # every ZeRO-3 backward (cpu_accelerator.py, device_count).
+            os.environ["LOCAL_SIZE"] = str(info.local_world_size)
+            _published.append("LOCAL_SIZE")
     torch.set_num_threads(thread_count(info.local_world_size))
     quiet_deepspeed()
 

@@ -73,11 +73,11 @@ def zero_section(zero: dict[str, Any]) -> dict[str, Any]:
         if (section.get(key) or {}).get("device") == "nvme":
             raise UserError(f"engine.zero.{key}: nvme keeps the state on disk, where growth cannot move it; use cpu")
     if section.get("zero_hpz_partition_size", 1) > 1:
-        raise UserError("engine.zero.zero_hpz_partition_size: the second copy of the weights cannot be grown; remove it")
+        raise UserError("engine.zero.zero_hpz_partition_size: its second copy of the weights cannot grow; remove it")
     # Quantised weights cannot be written exactly; the others keep state in places or orders of their own.
     for key in ("zero_quantized_weights", "zenflow", "mics_shard_size", "round_robin_gradients"):
         if section.get(key):
-            raise UserError(f"engine.zero.{key}: not supported, its state cannot be read and written exactly; remove it")
+            raise UserError(f"engine.zero.{key}: its state cannot be read and written exactly; remove it")
     if stage == 0:
         return {"stage": 0}
     return {**_ZERO_DEFAULTS, **section, "stage": stage}

@@ -159,27 +159,24 @@ class Stage3Fragments(Fragments):
     def masters(self) -> Iterator[Tensor]:
         yield from self.ds_optimizer.fp32_partitioned_groups_flat
 
-    def locate(self, param: nn.Parameter) -> Fragment | None:
+    def locate(self, param: Any) -> Fragment | None:
         inner = self.ds_optimizer
         group, offset, padded = inner.grad_position[inner.get_param_id(param)]
         start = self.rank * padded
         numel = min(padded, param.ds_numel - start)
         return Fragment(start, numel, inner.fp32_partitioned_groups_flat[group], offset) if numel > 0 else None
 
-    def low_precision(self, param: nn.Parameter, fragment: Fragment) -> Tensor:
+    def low_precision(self, param: Any, fragment: Fragment) -> Tensor:
         return param.ds_tensor.detach().view(-1).narrow(0, 0, fragment.numel)
 
-    def write_low_precision(self, param: nn.Parameter, full: Tensor) -> None:
+    def write_low_precision(self, param: Any, full: Tensor) -> None:
         fragment = self.locate(param)
         if fragment is not None:
             piece = full.reshape(-1).narrow(0, fragment.start, fragment.numel)
             self.low_precision(param, fragment).copy_(piece)
         # Small ("persistent") parameters stay gathered between steps: that copy would go stale.
-        if param.data.numel() == param.ds_numel and tuple(param.shape) == tuple(param.ds_shape):
-            from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-
-            if param.ds_status == ZeroParamStatus.AVAILABLE:
-                param.data.copy_(full.view(param.shape))
+        if param.ds_status.name == "AVAILABLE":
+            param.data.copy_(full.view(tuple(param.ds_shape)))
 
 
 def for_engine(ds_engine: Any, rank: int) -> Fragments:

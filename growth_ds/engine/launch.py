@@ -1,7 +1,7 @@
 """Run N ranks on this machine through the `deepspeed` launcher, and tell the truth about how they ended.
 
-The launcher alone cannot be relied on (signals.py has the table): it orphans ranks when it is terminated, kills them 30 s
-after a signal, and turns exit codes into others. So the caller of `run_ranks`
+The launcher alone cannot be relied on (signals.py has the table): it orphans ranks when it is terminated, kills them
+30 s after a signal, and turns exit codes into others. So the caller of `run_ranks`
 
 - adopts every orphan (PR_SET_CHILD_SUBREAPER), so that no rank can outlive it unseen;
 - forwards SIGTERM and SIGINT to the ranks only, which then save and leave by themselves, in their own time;
@@ -82,7 +82,9 @@ def launcher_command(argv: list[str], ranks: int, module: str) -> list[str]:
     if ids and all(item.isdigit() for item in ids):
         # --num_accelerators makes the runner forget CUDA_VISIBLE_DEVICES and take GPUs 0, 1, ... that may be others'.
         if ranks > len(ids):
-            raise UserError(f"ranks: {ranks} asked for, CUDA_VISIBLE_DEVICES names {len(ids)}; lower one or raise the other")
+            raise UserError(
+                f"ranks: {ranks} asked for, but CUDA_VISIBLE_DEVICES names {len(ids)} GPUs; change one of them"
+            )
         command += ["--include", "localhost:" + ",".join(ids[:ranks])]
     else:
         command += ["--num_accelerators", str(ranks)]
@@ -100,9 +102,9 @@ def run_ranks(
 ) -> int:
     """Run `python -m module *argv` as `ranks` ranks; returns 0, 75, 2 or a crash's code when all of them are gone.
 
-    0 only if the launcher and all ranks ended well, 75 if a rank reported a saved stop and none crashed. A stop is given
-    `grace_s` (a checkpoint has to be written), a crash gives the other ranks `crash_grace_s`; then SIGKILL. A second
-    Ctrl-C kills at once. UserError when `ranks` cannot be.
+    0 only if the launcher and all ranks ended well, 75 if a rank reported a saved stop and none crashed. A stop is
+    given `grace_s` (a checkpoint has to be written), a crash gives the other ranks `crash_grace_s`; then SIGKILL. A
+    second Ctrl-C kills at once. UserError when `ranks` cannot be.
     """
     if ranks < 1:
         raise UserError(f"ranks: {ranks} is not a number of processes; use 1 or more")

@@ -1,9 +1,9 @@
 """Undo what `deepspeed.initialize` leaves on a module.
 
-`DeepSpeedEngine.destroy` removes gradient hooks, no more. Under ZeRO-3 the whole old engine (optimizer, masters, moments)
-then stays alive for ever: parameters carry closures over it, modules carry autograd functions over it, and two globals keep
-the modules (`FWD_MODULE_STACK`, and an lru_cache on a method). One growth of BERT-Large would leave 22 bytes per parameter
-behind.
+`DeepSpeedEngine.destroy` removes gradient hooks, no more. Under ZeRO-3 the whole old engine (optimizer, masters,
+moments) then stays alive for ever: parameters carry closures over it, modules carry autograd functions over it, and
+two globals keep the modules (`FWD_MODULE_STACK`, and an lru_cache on a method). One growth of BERT-Large would leave
+22 bytes per parameter behind.
 A snapshot before `initialize` says what belongs to the module; everything that came after goes.
 """
 

@@ -3,8 +3,8 @@
 What signals do in DeepSpeed 0.19.8 on one host (read in launcher/runner.py and launch.py, checked by
 tests/engine/test_launch.py). The tree is  deepspeed (runner) -> launch.py -> ranks.
 
-    SIGTERM to the runner      it dies at once (a handler is set for pdsh only); launch.py and the ranks live on, orphaned.
-                               Nothing tells the ranks: hence the watch on ancestors.
+    SIGTERM to the runner      it dies at once (a handler is set for pdsh only); launch.py and the ranks live on,
+                               orphaned. Nothing tells the ranks: hence the watch on ancestors.
     SIGINT to the runner       KeyboardInterrupt in its wait: the same, with a traceback.
     SIGTERM, SIGINT to         SIGTERM to the tree of the first rank, up to 30 s for it to end, then SIGKILL; then the
     launch.py                  next rank; then exit 1 whatever the ranks returned.

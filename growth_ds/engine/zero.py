@@ -130,7 +130,7 @@ class ZeroEngine:
 
     @property
     def precision(self) -> str:
-        """"fp32", "bf16" or "fp16", resolved."""
+        """ "fp32", "bf16" or "fp16", resolved."""
         return self._precision
 
     @property
@@ -219,8 +219,7 @@ class ZeroEngine:
     ) -> StepResult:
         summed = distributed.reduce_floats([float(value) for value in sums.values()])
         losses = {
-            key: total / count if count else 0.0
-            for (key, count), total in zip(totals.items(), summed, strict=True)
+            key: total / count if count else 0.0 for (key, count), total in zip(totals.items(), summed, strict=True)
         }
         return StepResult(losses, math.fsum(losses.values()), norm, stop, skipped)
 
@@ -266,7 +265,7 @@ def _check_groups(groups: ParamGroups, params: dict[str, nn.Parameter]) -> None:
         for param in group["params"]:
             name = names.get(param)
             if name is None or name in seen:
-                raise ValueError(f"parameter groups: {name or 'a tensor that is no parameter'} is given twice or foreign")
+                raise ValueError(f"parameter groups: {name or 'a tensor of no parameter'} is given twice or foreign")
             seen.add(name)
     if len(seen) < len(params):
         raise ValueError(f"parameter groups: {next(name for name in params if name not in seen)} is in no group")
@@ -296,14 +295,14 @@ def _accumulate_in_fp32(params: dict[str, nn.Parameter], accumulation: int) -> N
         for param in params.values():
             param.grad_dtype = torch.float32
     elif accumulation > 1:
-        raise UserError("engine.zero.stage: 0 in 16 bits accumulates in 16 bits with this torch; use stage 1 or a newer torch")
+        raise UserError("engine.zero.stage: 0 in 16 bits cannot accumulate in fp32 with this torch; use stage 1")
 
 
 def _register_external(module: nn.Module) -> None:
     """Tell ZeRO-3 which parameters a submodule uses without owning them (tied embeddings in the head).
 
-    The module may name them: `external_parameters = {"submodule": ["parameter name", ...]}`. DeepSpeed notices such uses
-    by itself in the first forward, but only through attribute access; named ones are gathered in time from the start.
+    The module may name them: `external_parameters = {"submodule": ["parameter name", ...]}`. DeepSpeed notices such
+    uses by itself in the first forward, but only through attribute access; named ones are gathered from the start.
     """
     import deepspeed
 

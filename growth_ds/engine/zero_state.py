@@ -22,12 +22,14 @@ from growth_ds.engine.state import TensorState
 class ZeroStore:
     """The training state of an engine's parameters. Collective: all ranks call the same methods in the same order.
 
-    All parameters share one step count: ZeRO flattens parameters into shared tensors, and Adam counts per tensor. It may
-    be changed by writing every parameter with the new count; `check_steps` (called before each optimizer step)
+    All parameters share one step count: ZeRO flattens parameters into shared tensors, and Adam counts per tensor. It
+    may be changed by writing every parameter with the new count; `check_steps` (called before each optimizer step)
     refuses a half-done change.
     """
 
-    def __init__(self, fragments: Fragments, params: dict[str, nn.Parameter], shapes: dict[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, fragments: Fragments, params: dict[str, nn.Parameter], shapes: dict[str, tuple[int, ...]]
+    ) -> None:
         self._fragments = fragments
         self._params = params
         self._shapes = shapes

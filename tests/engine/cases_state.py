@@ -1,4 +1,4 @@
-"""Cases for test_zero_state.py: reading and writing states, one regression per DeepSpeed defect. Any number of ranks."""
+"""Cases for test_zero_state.py: reading and writing states, one regression per DeepSpeed defect, on any ranks."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def case_second_parameter_group_is_readable():
 
 
 def case_deepspeed_itself_loses_the_second_group():
-    """The defect, without our layer; when this fails, DeepSpeed is repaired and a comment in fragments.py is history."""
+    """The defect without our layer; when this fails, DeepSpeed is repaired and a note in fragments.py is history."""
     import deepspeed
 
     module = tiny.Tiny()
@@ -205,7 +205,8 @@ def case_one_rank_fails_none_hangs():
     locate = engine.state._fragments.locate
     if engine.rank == last:
         engine.state._fragments.locate = lambda param: [][0]
-    for action in (lambda: engine.state.read(name), lambda: engine.state.write(name, tiny.random_state(name, shape, 0))):
+    good = tiny.random_state(name, shape, 0)
+    for action in (lambda: engine.state.read(name), lambda: engine.state.write(name, good)):
         with pytest.raises(IndexError if engine.rank == last else RankError):
             action()
     engine.state._fragments.locate = locate
@@ -234,7 +235,8 @@ def case_sub_groups_and_offload():
 
 def case_helpers_agree():
     rank, world = distributed.rank(), distributed.world_size()
-    assert distributed.agree(rank == world - 1) and not distributed.agree(False)
+    assert distributed.agree(rank == world - 1)
+    assert not distributed.agree(False)
     assert distributed.broadcast_object({"a": [1, 2.5, "ü", None]} if rank == 0 else None) == {"a": [1, 2.5, "ü", None]}
     assert distributed.reduce_integers([rank, 1]) == [world * (world - 1) // 2, world]
     assert distributed.reduce_floats([0.5]) == [0.5 * world]

@@ -1,7 +1,7 @@
 """Run many cases in one process group: one start per file, results by name.
 
-A case is a function `case_<name>()` of a module. `run_cases(module, ranks)` starts the ranks once, each runs the cases in
-order and notes how they went; pytest then asks for each by name:
+A case is a function `case_<name>()` of a module. `run_cases(module, ranks)` starts the ranks once, each runs the cases
+in order and notes how they went; pytest then asks for each by name:
 
     CASES = case_names("tests.engine.cases_state")
 
@@ -45,6 +45,7 @@ def run_cases(module: str, ranks: int, names: list[str] | None = None, limit_s: 
         for rank in range(ranks):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
             env = {**os.environ, **{key: str(value) for key, value in place.items()}}
+            env["OMP_NUM_THREADS"] = "1"  # tiny matrices: a second thread only waits, 20 times longer on a busy machine
             env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
             command = [sys.executable, "-m", "tests.engine.distributed_cases", module, out, *names]
             with open(Path(out) / f"log.{rank}", "w") as log:
@@ -66,7 +67,8 @@ def _outcome(out: Path, name: str, ranks: int) -> str:
     for rank in range(ranks):
         path = out / f"{name}.{rank}"
         if not path.exists():
-            problems.append(f"[rank {rank}] not run or not finished; end of its log:\n{(out / f'log.{rank}').read_text()[-3000:]}")
+            log = (out / f"log.{rank}").read_text()[-3000:]
+            problems.append(f"[rank {rank}] not run or not finished; end of its log:\n{log}")
         elif json.loads(path.read_text())["error"]:
             problems.append(f"[rank {rank}] " + json.loads(path.read_text())["error"])
     return "\n".join(problems)

@@ -1,6 +1,6 @@
 """A rank for test_launch.py: steps with an all-reduce of its stop flag, saves when stopped, ends as it is told.
 
-    python -m tests.engine.fake_rank OUT HOW      OUT: folder for marks; HOW: done, user, crash, steps, killed
+python -m tests.engine.fake_rank OUT HOW      OUT: folder for marks; HOW: done, user, crash, steps, killed
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def root(tmp_path, built):
 def test_stale_lock_does_not_hang(root):
     (root / OP / "lock").touch()
     run = _start(root)
-    assert run.stdout == "STARTED\n" and run.returncode == 0, run.stdout + run.stderr
+    assert (run.stdout, run.returncode) == ("STARTED\n", 0), run.stdout + run.stderr
     assert not (root / OP / "lock").exists()
 
 
@@ -58,7 +58,8 @@ def test_build_lock_excludes_and_dies_with_its_owner(tmp_path):
     code = "import sys,time\nfrom pathlib import Path\nfrom growth_ds.engine.build_ops import build_lock\n"
     code += "with build_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
     import fcntl
 
     with open(tmp_path / ".growth_ds.lock", "w") as handle:
@@ -71,8 +72,9 @@ def test_build_lock_excludes_and_dies_with_its_owner(tmp_path):
 
 def test_without_a_compiler_it_starts_with_one_warning(tmp_path):
     run = _start(tmp_path, CXX="no-such-compiler")
-    assert run.stdout == "STARTED\n" and run.returncode == 0, run.stdout + run.stderr
-    assert run.stderr.count("UserWarning") == 1 and "no a C++ compiler" not in run.stderr
+    assert (run.stdout, run.returncode) == ("STARTED\n", 0), run.stdout + run.stderr
+    assert run.stderr.count("UserWarning") == 1
+    assert "no a C++ compiler" not in run.stderr
     assert "left out (no C++ compiler (no-such-compiler)); gloo does the work" in run.stderr
 
 

@@ -1,4 +1,4 @@
-"""run_ranks with real launchers, real signals and fake ranks: every ending has its exit code and leaves nobody behind."""
+"""run_ranks with real launchers, real signals and fake ranks: each ending has its exit code, nobody is left behind."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ def test_signal_saves_on_all_ranks(tmp_path, started, name):
     os.kill(pid, number)
     code, text = _finish(tmp_path, process)
     assert code == STOPPED, text
-    assert (tmp_path / "saved.0").exists() and (tmp_path / "saved.1").exists()
+    assert (tmp_path / "saved.0").exists()
+    assert (tmp_path / "saved.1").exists()
 
 
 def test_killed_rank_is_a_crash(tmp_path, started):
@@ -137,8 +138,12 @@ def test_reports(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     launch.report_exit(STOPPED, step=7)
     first, second, third = launch.read_reports(base, 3)
-    assert first is None and third is None
-    assert second is not None and second["code"] == STOPPED and second["step"] == 7 and second["pid"] == os.getpid()
+    assert first is None
+    assert third is None
+    assert second is not None
+    assert second["code"] == STOPPED
+    assert second["step"] == 7
+    assert second["pid"] == os.getpid()
     monkeypatch.delenv(STATUS_ENV)
     launch.report_exit(DONE)  # without a launcher above: nothing to tell, nothing to fail
 
@@ -150,7 +155,8 @@ def test_command(monkeypatch):
     assert command[-4:] == ["--module", "growth_ds", "train", "x"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
     command = launch.launcher_command([], 2, "growth_ds")
-    assert command[command.index("--include") + 1] == "localhost:4,6" and "--num_accelerators" not in command
+    assert command[command.index("--include") + 1] == "localhost:4,6"
+    assert "--num_accelerators" not in command
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES names 3"):
         launch.launcher_command([], 4, "growth_ds")
     with pytest.raises(UserError, match="ranks: 0"):

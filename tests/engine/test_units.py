@@ -35,7 +35,8 @@ def test_dict_store_keeps_order_and_states():
     with pytest.raises(ValueError, match="given None"):
         store.write("a", None)
     again = DictStore.from_states({"a": _state((5,))})
-    assert again.shapes() == {"a": (5,)} and again.read("a") is not None
+    assert again.shapes() == {"a": (5,)}
+    assert again.read("a") is not None
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,8 @@ def test_place_from_variables():
 def test_place_of_a_single_process():
     env: dict[str, str] = {}
     assert distributed.find_rank(env) == distributed.RankInfo(0, 0, 1, "single")
-    assert env["WORLD_SIZE"] == "1" and int(env["MASTER_PORT"]) > 0
+    assert env["WORLD_SIZE"] == "1"
+    assert int(env["MASTER_PORT"]) > 0
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,8 @@ def test_flag_is_set_and_handlers_come_back():
     with signals.StopFlag(watch_ancestors=False) as flag:
         assert not flag
         os.kill(os.getpid(), signal.SIGINT)
-        assert flag and flag.reason == "SIGINT"
+        assert flag
+        assert flag.reason == "SIGINT"
         flag.request("later")
         assert flag.reason == "SIGINT"
     assert signal.getsignal(signal.SIGINT) is before
@@ -179,7 +182,8 @@ def test_flag_sees_a_launcher_die():
     assert not flag
     child.kill()
     time.sleep(0.2)  # a zombie now: nobody waited for it
-    assert flag and flag.reason == "the launcher died"
+    assert flag
+    assert flag.reason == "the launcher died"
     child.wait()
 
 
@@ -189,7 +193,18 @@ def test_flag_sees_a_reused_pid():
 
 
 def test_importing_the_engine_does_not_import_deepspeed():
-    names = "state ds_config fragments zero_state scrub zero distributed build_ops signals launch".split()
+    names = [
+        "state",
+        "ds_config",
+        "fragments",
+        "zero_state",
+        "scrub",
+        "zero",
+        "distributed",
+        "build_ops",
+        "signals",
+        "launch",
+    ]
     code = "import sys; " + "; ".join(f"import growth_ds.engine.{name}" for name in names)
     code += "; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
@@ -214,4 +229,4 @@ def test_mpirun_and_the_silence_of_a_start():
         pytest.skip("no mpirun on this machine")
     lines = sorted(run.stdout.splitlines())
     assert lines == [f"RESULT mpi 2 {rank} [3]" for rank in (0, 1)], run.stdout + run.stderr
-    assert run.stderr.strip() == "" and run.returncode == 0, run.stderr
+    assert (run.stderr.strip(), run.returncode) == ("", 0), run.stderr

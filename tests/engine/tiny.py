@@ -101,7 +101,8 @@ def micro_batches(step: int, rank: int, world: int, accumulation: int) -> list[B
     """This rank's part of `batch(step)`."""
     whole, rows = batch(step), ROWS // (world * accumulation)
     starts = [(rank * accumulation + index) * rows for index in range(accumulation)]
-    return [Batch(*(part[start : start + rows] for part in (whole.tokens, whole.labels, whole.order))) for start in starts]
+    parts = (whole.tokens, whole.labels, whole.order)
+    return [Batch(*(part[start : start + rows] for part in parts)) for start in starts]
 
 
 def reference(steps: int, seed: int = 0) -> tuple[list[float], list[float]]:
@@ -117,7 +118,7 @@ def reference(steps: int, seed: int = 0) -> tuple[list[float], list[float]]:
         loss.backward()
         norms.append(float(nn.utils.clip_grad_norm_(module.parameters(), CLIP)))
         adamw.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses, norms
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from growth_ds.config_file import dump_run, load_run, shipped
-from growth_ds.errors import UserError
 from growth_ds.planning import scratch_of
 
 SENTENCES = (
@@ -77,11 +76,12 @@ def _export(folder: Path) -> list[tuple[str, list[tuple[str, float]]]]:
     """Write `export/` and let transformers fill the masks with it: sentence -> five (word, probability)."""
     from growth_ds.offline import export_checkpoint, find_checkpoint
 
-    export_checkpoint(find_checkpoint(folder), folder / "export", force=True)
+    out = folder / "export"
+    export_checkpoint(find_checkpoint(folder), out, force=True)
     from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "export")
-    model = AutoModelForMaskedLM.from_pretrained(folder / "export")
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    model = AutoModelForMaskedLM.from_pretrained(out)
     fill: Callable[..., Any] = pipeline("fill-mask", model=model, tokenizer=tokenizer, top_k=5)
     return [(text, [(hit["token_str"], hit["score"]) for hit in fill(text)]) for text in SENTENCES]
 
@@ -101,8 +101,6 @@ def _results(folder: Path, fillings: list[tuple[str, list[tuple[str, float]]]]) 
     for text, words in fillings:
         best = ", ".join(f"{word.strip()} {score:.0%}" for word, score in words)
         console.print(f"  {text}  ->  {best}", highlight=False)
-    write_report(folder, folder / "report.html", {"from scratch": folder / "scratch"}, {"Masked sentences, filled in": fillings})
-    for path in (folder / "report.html", folder / "export"):
-        if not path.exists():
-            raise UserError(f"{path}: was not written")
-        _say(f"    {path}")
+    report = write_report(folder, grown.report, {"from scratch": control.path}, {"Masked sentences": fillings})
+    _say(f"    {report}")
+    _say(f"    {grown.export}")

@@ -94,17 +94,10 @@ def import_checkpoint(folder: Path, out: Path, force: bool) -> Model:
     return imported.model
 
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-)
-
-
 def tokenizer_only(folder: Path, near: Path) -> Path:
     """A temporary folder beside `near` with just the tokenizer's files."""
+    from growth_ds.interop.huggingface import TOKENIZER_FILES
+
     temporary = near.with_name(f".{near.name}.tokenizer")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -87,8 +87,6 @@ def describe(plan: GrowthPlan) -> list[str]:
     for record in plan.axes():
         exact = "exact" if record["exact"] else f"not exact: {record['reason']}"
         lines.append(f"{record['axis']} {record['old']} -> {record['new']} ({record['recipe']}), {exact}")
-    if plan.exact is False and not any(record["axis"] == "layer" for record in plan.axes()) and "layer" in plan.inexact:
-        lines.append(f"not exact: {plan.inexact['layer']}")
     return lines
 
 

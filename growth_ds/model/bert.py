@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growth_ds.config import Model
+from growth_ds.ops.attention import attention
 
 
 class BatchLike(Protocol):
@@ -79,7 +80,7 @@ class Layer(nn.Module):
         qkv = self.qkv(x).view(rows, length, 3, self.model.heads, self.model.head_size)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, N, T, D)
         dropout = self.model.attention_dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        mixed = attention(q, k, v, mask, dropout)
         mixed = mixed.transpose(1, 2).reshape(rows, length, -1)  # (B, T, N*D)
         return F.dropout(self.out(mixed), self.model.dropout, self.training)
 

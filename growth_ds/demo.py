@@ -6,6 +6,7 @@ goes on where it stopped.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,7 @@ def _results(folder: Path, fillings: list[tuple[str, list[tuple[str, float]]]]) 
     from growth_ds.run_folder import RunFolder
 
     grown, control = RunFolder(folder), RunFolder(folder / "scratch")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(growth_table(growth_rows(grown)))
     console.print(comparison_table([("grown", summary(grown)), ("from scratch", summary(control))]))
     for text, words in fillings:

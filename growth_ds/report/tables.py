@@ -94,7 +94,7 @@ def growth_table(rows: Sequence[GrowthRow]) -> Table:
             units.difference(row.delta, 4),
             NOTHING if row.lag_loss is None else f"{row.lag_loss:.4f} (+{row.lag_steps})",
             f"{units.percent(row.accuracy_before)} -> {units.percent(row.accuracy_after)}",
-            "yes" if row.exact else "no: " + "\n".join(row.reasons),
+            "yes" if row.exact else "no: " + ", ".join(reason.partition(":")[0] for reason in row.reasons),
         )
     return table
 

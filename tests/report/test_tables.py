@@ -76,7 +76,7 @@ def test_growth_and_stage_tables(grown: RunFolder) -> None:
     assert first[0] == "20"
     assert first[1] == "layer 2 -> 4 (tile)\nffn 128 -> 256 (tile)"
     assert first[4] == "+0.1250"
-    assert first[7] == "no: layer: the layers run in another composition"
+    assert first[7] == "no: layer"
     assert (second[4], second[7]) == ("0.0000", "yes")
     assert [row[:7] for row in cells(stage_table(stage_rows(grown)))] == [
         ["0", "2", "64", "2", "128", "64", "16"],

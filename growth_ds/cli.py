@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from growth_ds.errors import UserError
+from growth_ds.errors import GrowthFailed, UserError
 
 app = typer.Typer(
     name="growth-ds",
@@ -189,31 +189,40 @@ def demo(
     raise typer.Exit(run_demo(run_dir, ranks, list(sets or ())))
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")))
-
-
 def main() -> None:
     """The console script."""
     usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException: typer 0.16 and later may bring their own click
     try:
         code = app(standalone_mode=False) or 0
     except UserError as error:
-        code = _refuse(str(error))
+        code = _refuse(str(error), USER_ERROR)
+    except GrowthFailed as error:
+        code = _refuse(str(error), 1)
     except usage_error as error:
-        code = _refuse(f"growth-ds: {error.format_message()} See growth-ds --help.".replace("\n", " "))
+        code = _refuse(f"growth-ds: {error.format_message()} See growth-ds --help.", USER_ERROR)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    if "growth_ds.engine.launch" in sys.modules or "RANK" in os.environ:
-        from growth_ds.engine.launch import report_exit
-
-        report_exit(code)
     if "growth_ds.engine.distributed" in sys.modules:
-        sys.modules["growth_ds.engine.distributed"].shutdown()
+        _leave(code)
     sys.exit(code)
 
 
-def _refuse(line: str) -> int:
-    if _rank() == 0:
+def _refuse(line: str, code: int) -> int:
+    """One line, from one rank."""
+    if int(os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0"))) == 0:
         print(" ".join(line.split()), file=sys.stderr)
-    return USER_ERROR
+    return code
+
+
+def _leave(code: int) -> None:
+    """The end of a rank: say how it ended, and let no launcher's signal turn that into a crash."""
+    import signal
+
+    from growth_ds.engine.distributed import shutdown
+    from growth_ds.engine.launch import report_exit
+
+    if "RANK" in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    report_exit(code)
+    shutdown()

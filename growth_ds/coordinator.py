@@ -22,7 +22,7 @@ from growth_ds.config import Grow, Model, Run
 from growth_ds.engine import distributed
 from growth_ds.engine.state import TensorState
 from growth_ds.engine.zero import ZeroEngine
-from growth_ds.errors import UserError
+from growth_ds.errors import GrowthFailed, UserError
 from growth_ds.growth.apply import grow_state
 from growth_ds.growth.plan import GrowthPlan, make_plan
 from growth_ds.model.bert import Bert
@@ -37,10 +37,6 @@ doubled hidden sizes (the sums get longer), with a margin of about 10."""
 
 Probe = Callable[[ZeroEngine, int], dict[str, float]]
 """(engine, length in tokens) -> {"loss", "accuracy"} on the fixed probe batch; collective."""
-
-
-class GrowthFailed(RuntimeError):
-    """A growth that was to be exact moved the probe loss; the checkpoint from before it is whole and current."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,12 @@ class Coordinator:
     ) -> None:
         self.run, self.folder, self.probe, self.tokenizer, self.say = run, folder, probe, tokenizer, say
         self.main = distributed.rank() == 0
+        self.current: Checkpoint | None = None  # on rank 0: what `latest` names
+
+    def resume(self) -> Checkpoint | None:
+        """On rank 0: find the checkpoint to go on from, every byte compared. Raises UserError."""
+        self.current = self.folder.newest(self.say)
+        return self.current
 
     def enter(self, index: int, position: Position) -> tuple[ZeroEngine, dict[str, Any] | None]:
         """The engine of stage `index`, filled from the last checkpoint; the growth's ledger record if one happened.
@@ -85,11 +87,10 @@ class Coordinator:
         return engine, self._commit_growth(engine, index, position, plan, source, facts, started)
 
     def _source(self) -> tuple[Checkpoint | None, dict[str, Any]]:
-        """The last checkpoint (on rank 0) and what all ranks must know of it; empty at the start of a run."""
-        with self.agreed() as outcome:
-            source = self.folder.newest(self.say) if self.main else None
-            outcome["facts"] = {**source.facts, "model": source.model.model_dump(mode="json")} if source else {}
-        return source, outcome["facts"]
+        """The current checkpoint (on rank 0) and what all ranks must know of it; empty at the start of a run."""
+        source = self.current
+        facts = {**source.facts, "model": source.model.model_dump(mode="json")} if source else {}
+        return source, distributed.broadcast_object(facts if self.main else None)
 
     def _build(self, index: int) -> ZeroEngine:
         """An engine around an empty module: the weights come from the state, in fp32, after DeepSpeed has cast it."""
@@ -180,6 +181,7 @@ class Coordinator:
                 if before_publishing:
                     before_publishing()
                 self.folder.publish(path, self.run.checkpoint.keep)
+                self.current = Checkpoint(path)
         return path
 
     def _write(self, engine: ZeroEngine, path: Path, model: Model, facts: dict[str, Any]) -> None:

@@ -1,8 +1,15 @@
-"""The one exception that is meant for the person who typed the command."""
+"""The exceptions that are meant for the person who typed the command."""
 
 
 class UserError(Exception):
     """What the user gave cannot be used: one line that names the file and key, what is wrong, and the fix.
 
     The command line prints the line and exits with 2; it never shows a traceback for it.
+    """
+
+
+class GrowthFailed(Exception):
+    """A growth that was to be exact moved the probe loss. The line says by how much and which tensor differs most.
+
+    The checkpoint from before the growth is whole and current. The command line prints the line and exits with 1.
     """

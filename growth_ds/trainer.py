@@ -17,13 +17,14 @@ from growth_ds.config import Model, Run
 from growth_ds.coordinator import Coordinator, Position
 from growth_ds.data.text import Text
 from growth_ds.engine import distributed
+from growth_ds.engine.ds_config import resolve_precision
 from growth_ds.engine.signals import StopFlag
 from growth_ds.engine.zero import StepResult, ZeroEngine
 from growth_ds.errors import UserError
 from growth_ds.evaluate.mlm import Validation, unigram_entropy
 from growth_ds.model import cost
 from growth_ds.optim.schedule import learning_rate
-from growth_ds.planning import growths
+from growth_ds.planning import growths, stage_flops
 from growth_ds.progress import Progress
 from growth_ds.report.tables import growth_line
 from growth_ds.run_folder import RunFolder
@@ -67,11 +68,24 @@ def train(run: Run, run_dir: Path, resume: bool = True) -> int:
     Collective. Raises UserError on every rank for what the user gave wrong, before anything is written.
     """
     distributed.init_distributed(run.engine.timeout_s)
-    check_batches(run, distributed.world_size())
-    text = Text.of(run, verify=distributed.rank() == 0)
-    run = with_vocabulary(run, text.tokenizer.vocab_size)
-    growths(run)
+    run, text = _opened(run)
     return Trainer(run, RunFolder(run_dir), text).train(resume)
+
+
+def _opened(run: Run) -> tuple[Run, Text]:
+    """The run with its vocabulary, and its text; what one rank finds wrong is raised on all."""
+    problem: UserError | None = None
+    try:
+        check_batches(run, distributed.world_size())
+        resolve_precision(run.engine.precision)
+        text = Text.of(run, verify=distributed.rank() == 0)
+        run = with_vocabulary(run, text.tokenizer.vocab_size)
+        growths(run)
+    except UserError as error:
+        problem = error
+    if distributed.agree(problem is not None):
+        raise problem or UserError("another rank cannot use what it was given; its own log says what")
+    return run, text
 
 
 class Trainer:
@@ -86,19 +100,22 @@ class Trainer:
         self.coordinator = Coordinator(run, folder, self.validation.probe, text.tokenizer_folder, self.progress.say)
         self.position = Position()
         self.stop = StopFlag()
-        nsp = run.data.objective == "mlm+nsp"
-        self.flops = [
-            stage.batch.global_ * cost.train_flops_per_row(stage.model, stage.length, run.data.mask_prob, nsp)
-            for stage in run.stages
-        ]
+        self.flops = [stage_flops(run, stage) for stage in run.stages]
         self.progress.weigh([float(flops) for flops in self.flops])
         self.board = _Board(folder.path / "tensorboard" if run.log.tensorboard and self.rank == 0 else None)
 
     def train(self, resume: bool) -> int:
         """Run to the end of the schedule. Returns FINISHED, or STOPPED when a signal asked for it and all is saved."""
         with self.stop:
-            self._start(resume)
-            return self._stages()
+            try:
+                self._start(resume)
+                code = self._stages()
+                # A rank that leaves first has the launcher terminate the others: all must be done by then.
+                distributed.barrier()
+                return code
+            finally:
+                self.progress.close()
+                self.board.close()
 
     def _stages(self) -> int:
         engine: ZeroEngine | None = None
@@ -121,7 +138,7 @@ class Trainer:
         with self.coordinator.agreed() as outcome:
             if self.rank == 0:
                 self.folder.claim(self.run, self.text.digest, fresh=not resume)
-                source = self.folder.newest(self.progress.say)
+                source = self.coordinator.resume()
                 facts: dict[str, Any] = source.facts if source else {"step": 0, "stage": -1, "seconds": 0.0}
                 self.folder.trim(facts["step"], facts["stage"])
                 outcome["position"] = [facts["step"], facts["seconds"]]
@@ -141,7 +158,7 @@ class Trainer:
             "store": self.text.digest,
             "ranks": self.ranks,
             "zero": self.run.engine.stage,
-            "precision": self.run.engine.precision,
+            "precision": resolve_precision(self.run.engine.precision),
             "versions": {"growth_ds": __version__, **{name: version(name) for name in names}},
             "unigram_entropy": unigram_entropy(self.text.validation_counts()),
         }
@@ -257,3 +274,7 @@ class _Board:
         for key, value in record.items():
             if key not in ("step", "stage") and isinstance(value, (int, float)):
                 self.writer.add_scalar(f"{group}/{key}", value, record["step"])
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()

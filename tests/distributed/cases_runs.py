@@ -14,10 +14,10 @@ import torch
 import growth_ds.coordinator as coordinator_module
 from growth_ds.checkpoint import Checkpoint
 from growth_ds.config import Run
-from growth_ds.coordinator import GrowthFailed
 from growth_ds.data.text import Text
 from growth_ds.engine import distributed
 from growth_ds.engine.scrub import live_engines
+from growth_ds.errors import GrowthFailed
 from growth_ds.run_folder import RunFolder
 from growth_ds.trainer import FINISHED, STOPPED, Trainer, with_vocabulary
 from tests.distributed.corpus import SMALL, folder, small_run

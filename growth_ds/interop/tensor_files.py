@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ class TensorFiles:
 
     def _open_pickle(self, path: Path) -> dict[str, tuple[int, ...]]:
         try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            with _only_tensors():
+                tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
             raise UserError(f"{path}: not a file of plain tensors ({_line(error)}); fetch it again") from None
         if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
@@ -69,6 +72,17 @@ class TensorFiles:
             if not tensor.is_floating_point() and not key.endswith("_ids"):  # the position buffers are whole numbers
                 raise UserError(f"{path}: '{key}' holds {tensor.dtype}; give unquantised 16- or 32-bit floats")
         return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+@contextmanager
+def _only_tensors() -> Iterator[None]:
+    """Without the classes that other packages have declared safe to unpickle: megatron-core's import adds a dozen."""
+    declared = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        yield
+    finally:
+        torch.serialization.add_safe_globals(declared)
 
 
 def _line(error: BaseException) -> str:

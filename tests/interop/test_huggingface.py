@@ -367,3 +367,14 @@ def test_a_damaged_folder_is_refused_in_one_line(tmp_path, damage, message):
         read_huggingface(tmp_path)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_classes_that_others_declared_safe_are_not_unpickled(tmp_path):
+    """megatron-core's import declares a dozen classes safe for torch.load, for the whole process."""
+    save(tmp_path)
+    damage_code(tmp_path)
+    with (
+        torch.serialization.safe_globals([type(Path())]),
+        pytest.raises(UserError, match="not a file of plain tensors"),
+    ):
+        read_huggingface(tmp_path)

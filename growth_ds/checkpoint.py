@@ -148,10 +148,13 @@ class CheckpointWriter:
         }
         manifest["sha256"] = _self_digest(manifest)
         write_durably(self.folder / MANIFEST, json.dumps(manifest, indent=1))
+        aside = self.out.with_name(f".{self.out.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
         if self.out.exists():
-            shutil.rmtree(self.out)
+            self.out.rename(aside)  # two renames, so that a kill leaves the old or the new one, whole
         self.folder.rename(self.out)
         sync(self.out.parent)
+        shutil.rmtree(aside, ignore_errors=True)
         return self.out
 
     def __enter__(self) -> CheckpointWriter:
@@ -233,6 +236,15 @@ class Checkpoint:
             return TensorState(self.tensor("weight", name), None, None, 0)
         weight, exp_avg, exp_avg_sq = (self.tensor(kind, name) for kind in KINDS)
         return TensorState(weight, exp_avg, exp_avg_sq, self.steps[name])
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether this is a checkpoint of ours: other folders have a manifest.json too."""
+    try:
+        Checkpoint(path)
+    except UserError:
+        return False
+    return True
 
 
 def open_verified(path: Path) -> Checkpoint:

@@ -87,13 +87,16 @@ def train(
 
     run = load_run(config, sets or ())
     folder = run_dir or Path("runs") / run.name
-    if ranks is not None and "RANK" not in os.environ and "OMPI_COMM_WORLD_RANK" not in os.environ:
-        from growth_ds.launch import train_ranks
+    from growth_ds.engine.signals import StopFlag
 
-        raise typer.Exit(train_ranks(config, folder, ranks, resume, list(sets or ())))
-    from growth_ds.trainer import train as train_here
+    with StopFlag() as stop:  # from here on: loading torch and the text takes long enough to be stopped in
+        if ranks is not None and "RANK" not in os.environ and "OMPI_COMM_WORLD_RANK" not in os.environ:
+            from growth_ds.launch import train_ranks
 
-    raise typer.Exit(train_here(run, folder, resume == "auto"))
+            raise typer.Exit(train_ranks(config, folder, ranks, resume, list(sets or ()), stop))
+        from growth_ds.trainer import train as train_here
+
+        raise typer.Exit(train_here(run, folder, resume == "auto", stop))
 
 
 @app.command(epilog="Example: growth-ds grow runs/demo --to configs/model/base.yaml --recipe tile --out grown")

@@ -201,6 +201,9 @@ class Engine(Frozen):
         if isinstance(value, int) and not isinstance(value, bool):
             value = {"stage": value}
         if isinstance(value, dict):
+            others = [key for key in value if key != "zero_optimization"] if "zero_optimization" in value else []
+            if others:
+                raise ValueError(f"'{others[0]}' stands beside zero_optimization; give such keys as engine.deepspeed")
             value = value.get("zero_optimization", value)
             stage = value.get("stage") if isinstance(value, dict) else value
             if isinstance(stage, bool) or stage not in (0, 1, 2, 3) or not isinstance(value, dict):

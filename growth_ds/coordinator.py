@@ -143,7 +143,7 @@ class Coordinator:
             "seconds": round(time.monotonic() - started, 3),
         }
         moved = abs(after["loss"] - before["loss"])
-        if plan.exact and not moved <= TOLERANCE[engine.precision]:
+        if plan.exact and not moved <= max(TOLERANCE[engine.precision], TOLERANCE[facts["precision"]]):
             worst = self._worst(engine, self.run.stages[index].model, plan, source)
             raise GrowthFailed(
                 f"the growth at step {position.step} is exact by plan but moved the probe loss by {moved:.3g} nats "
@@ -171,7 +171,7 @@ class Coordinator:
         """
         stage = self.run.stages[index]
         facts: dict[str, Any] = {"step": position.step, "stage": index, "seconds": round(position.seconds, 3)}
-        facts["run"], facts["name"] = self.run.digest(), self.run.name
+        facts["run"], facts["name"], facts["precision"] = self.run.digest(), self.run.name, engine.precision
         if self.run.stage_at(position.step)[0] != index:
             facts["probe"] = self.probe(engine, stage.length)
         path = self.folder.checkpoint_path(position.step, index)
@@ -216,9 +216,12 @@ class Coordinator:
         problem: Exception | None = None
         try:
             yield outcome
-        except (UserError, OSError) as error:
+        except OSError as error:
+            problem = UserError(f"{error.filename or self.folder.path}: cannot be written ({error.strerror})")
+        except UserError as error:
             problem = error
-            outcome = {"error": str(error)}
+        if problem is not None:
+            outcome = {"error": str(problem)}
         shared = distributed.broadcast_object(outcome if self.main else None)
         if problem is not None:
             raise problem

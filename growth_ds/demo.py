@@ -6,6 +6,7 @@ goes on where it stopped.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from growth_ds.config_file import dump_run, load_run, shipped
+from growth_ds.engine.signals import StopFlag
+from growth_ds.launch import check_before_text, train_ranks
 from growth_ds.planning import scratch_of
 
 SENTENCES = (
@@ -25,9 +28,12 @@ SENTENCES = (
 def run_demo(folder: Path, ranks: int, overrides: list[str]) -> int:
     """Run all of it. Returns an exit code (75: stopped and saved, start it again). Raises UserError."""
     started = time.monotonic()
+    # The demo is sized for a CPU, and two ranks would not fit on one GPU.
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     config = shipped("run/demo.yaml")
     sets = [*overrides, f"data.store={folder / 'store'}"]
     run = load_run(config, sets)
+    check_before_text(run, ranks, folder)
     _say("1/5 text: the documentation of the installed Python packages")
     _prepare(folder / "store", run.stages[-1].model.vocab)
     begun = time.monotonic()
@@ -68,9 +74,8 @@ def _prepare(store: Path, vocab_size: int) -> None:
 
 
 def _train(config: Path, folder: Path, ranks: int, sets: list[str]) -> int:
-    from growth_ds.launch import train_ranks
-
-    return train_ranks(config, folder, ranks, "auto", sets)
+    with StopFlag() as stop:
+        return train_ranks(config, folder, ranks, "auto", sets, stop)
 
 
 def _export(folder: Path) -> list[tuple[str, list[tuple[str, float]]]]:

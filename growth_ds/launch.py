@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from growth_ds.config import Run
 from growth_ds.config_file import load_run
 from growth_ds.data.text import Text
 from growth_ds.engine.build_ops import ensure_ops
-from growth_ds.engine.ds_config import resolve_precision
-from growth_ds.engine.launch import run_ranks
+from growth_ds.engine.launch import STOPPED, run_ranks
+from growth_ds.engine.signals import StopFlag
 from growth_ds.planning import growths
 from growth_ds.run_folder import RunFolder
-from growth_ds.trainer import check_batches, with_vocabulary
+from growth_ds.trainer import check_engine, with_vocabulary
 
 
-def train_ranks(config: Path, run_dir: Path, ranks: int, resume: str, sets: list[str]) -> int:
-    """Start the deepspeed launcher with `ranks` ranks of this run. Returns their exit code. Raises UserError."""
+def check_before_text(run: Run, ranks: int, run_dir: Path) -> None:
+    """Everything that can be known before the text is read. Raises UserError; writes nothing."""
+    check_engine(run, ranks)
+    growths(run)
+    RunFolder(run_dir).check_place()
+
+
+def train_ranks(config: Path, run_dir: Path, ranks: int, resume: str, sets: list[str], stop: StopFlag) -> int:
+    """Start the deepspeed launcher with `ranks` ranks of this run. Returns their exit code. Raises UserError.
+
+    A `stop` that comes before the ranks start is obeyed too: nothing was trained, and the same command goes on.
+    """
     run = load_run(config, sets)
-    check_batches(run, ranks)
-    resolve_precision(run.engine.precision)
+    check_engine(run, ranks)
     text = Text.of(run)
     run = with_vocabulary(run, text.tokenizer.vocab_size)
     growths(run)
@@ -27,4 +37,7 @@ def train_ranks(config: Path, run_dir: Path, ranks: int, resume: str, sets: list
     argv = ["train", str(config), "--run-dir", str(run_dir), "--resume", resume]
     for override in sets:
         argv += ["--set", override]
+    if stop:
+        print(f"stopped by {stop.reason} before the first step; the same command goes on", flush=True)
+        return STOPPED
     return run_ranks(argv, ranks, run_dir)

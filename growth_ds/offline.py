@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from growth_ds.checkpoint import MANIFEST, Checkpoint, CheckpointWriter, open_verified
+from growth_ds.checkpoint import MANIFEST, Checkpoint, CheckpointWriter, is_checkpoint, open_verified
 from growth_ds.config import Data, Grow, Model
 from growth_ds.coordinator import growth_plan
 from growth_ds.engine.state import TensorState
@@ -31,7 +33,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
         return open_verified(path)
     if not path.exists():
         raise UserError(f"{path}: no such folder; give a checkpoint or a run folder")
-    checkpoint = RunFolder(path).newest()
+    checkpoint = RunFolder(path).newest(lambda line: print(line, file=sys.stderr))
     if checkpoint is None:
         raise UserError(f"{path}: neither a checkpoint (no {MANIFEST}) nor a run with checkpoints")
     return checkpoint
@@ -49,11 +51,11 @@ def write_checkpoint(
 ) -> None:  # fmt: skip
     """A whole checkpoint from a function name -> state."""
     check_free(out, force)
+    if out.exists() and not is_checkpoint(out):
+        raise UserError(f"{out}: is not a checkpoint, and --force replaces nothing else; give another --out")
     with CheckpointWriter(out, model, moments=moments, facts=facts, tokenizer=tokenizer) as writer:
         for name in parameter_shapes(model):
             writer.add(name, read(name))
-        if out.exists() and not (out / MANIFEST).is_file():
-            raise UserError(f"{out}: exists and is not a checkpoint; --force replaces only checkpoints")
         writer.commit()
 
 
@@ -132,13 +134,9 @@ def evaluate_logits(source: Checkpoint, inputs: Path, out: Path, force: bool) ->
     Writes npz with `mlm` [B, T, V] and, if the model has the head, `nsp` [B, 2], float32. Returns their shapes.
     """
     check_free(out, force)
-    try:
-        with np.load(inputs, allow_pickle=False) as arrays:
-            given = {key: torch.from_numpy(arrays[key].astype(np.int64)) for key in arrays.files}
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{inputs}: not an npz of integer arrays ({error}); give ids, mask and types") from None
-    if "ids" not in given:
-        raise UserError(f"{inputs}: has no array 'ids'; give ids, mask and types")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"{out}: its folder does not exist; make it first")
+    given = _integer_arrays(inputs)
     ids = given["ids"]
     mask, types = given.get("mask", torch.ones_like(ids)), given.get("types", torch.zeros_like(ids))
     _check_inputs(inputs, source.model, {"ids": ids, "mask": mask, "types": types})
@@ -149,6 +147,21 @@ def evaluate_logits(source: Checkpoint, inputs: Path, out: Path, force: bool) ->
     np.savez(temporary, **logits)  # type: ignore[arg-type]
     temporary.replace(out)
     return {key: value.shape for key, value in logits.items()}
+
+
+def _integer_arrays(path: Path) -> dict[str, torch.Tensor]:
+    """The arrays of an npz, int64. Raises UserError."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            given = {key: arrays[key] for key in arrays.files}
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not an npz of integer arrays ({error}); give ids, mask and types") from None
+    if "ids" not in given or not given["ids"].size:
+        raise UserError(f"{path}: has no array 'ids' with anything in it; give ids, mask and types")
+    for key, array in given.items():
+        if array.dtype.kind not in "iub":
+            raise UserError(f"{path}: '{key}' holds {array.dtype}; give whole numbers")
+    return {key: torch.from_numpy(array.astype(np.int64)) for key, array in given.items()}
 
 
 def _check_inputs(path: Path, model: Model, arrays: dict[str, torch.Tensor]) -> None:

@@ -12,11 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from growth_ds.checkpoint import Checkpoint, open_verified, sync, write_durably
 from growth_ds.config import Run
-from growth_ds.config_file import dump_run, validated
+from growth_ds.config_file import dump_run, read_yaml, validated
 from growth_ds.errors import UserError
 
 
@@ -38,9 +36,13 @@ class RunFolder:
 
         Raises UserError if it belongs to another configuration, other data or something else. Writes nothing.
         """
+        self.check_place()
         if self.config.exists():
             self._check_same(run, data, fresh)
-        elif self.path.exists() and not (self.path.is_dir() and self._only_ours()):
+
+    def check_place(self) -> None:
+        """Raises UserError if something stands here that is not a run folder."""
+        if self.path.exists() and not self.config.exists() and not (self.path.is_dir() and self._only_ours()):
             raise UserError(f"{self.path}: exists and is not a run folder; give another --run-dir")
 
     def claim(self, run: Run, data: str, fresh: bool = False) -> None:
@@ -48,9 +50,9 @@ class RunFolder:
         self.check(run, data, fresh)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_durably(self.config, dump_run(run))
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); give another --run-dir") from None
-        write_durably(self.config, dump_run(run))
 
     def _check_same(self, run: Run, data: str, fresh: bool) -> None:
         written = self.run()
@@ -74,8 +76,7 @@ class RunFolder:
         """The run that the folder belongs to. Raises UserError if it is not a run folder."""
         if not self.config.is_file():
             raise UserError(f"{self.path}: not a run folder (no config.yaml); give the folder of a run")
-        tree = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        return validated(Run, tree, str(self.config))
+        return validated(Run, read_yaml(self.config), str(self.config))
 
     def checkpoint_path(self, step: int, stage: int) -> Path:
         """Where the state after `step` steps, with the model of stage `stage`, goes."""

@@ -8,15 +8,18 @@ for stage in the run:                    coordinator.enter: start, resume or gro
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from growth_ds import __version__
 from growth_ds.config import Model, Run
 from growth_ds.coordinator import Coordinator, Position
 from growth_ds.data.text import Text
-from growth_ds.engine import distributed
+from growth_ds.engine import distributed, ds_config
 from growth_ds.engine.ds_config import resolve_precision
 from growth_ds.engine.signals import StopFlag
 from growth_ds.engine.zero import StepResult, ZeroEngine
@@ -53,8 +56,10 @@ def with_vocabulary(run: Run, vocab_size: int) -> Run:
     return run.model_copy(update={"stages": tuple(stages)})
 
 
-def check_batches(run: Run, ranks: int) -> None:
-    """Raises UserError if a stage's batch cannot be split over the ranks."""
+def check_engine(run: Run, ranks: int) -> None:
+    """Raises UserError for a batch that the ranks cannot share, a precision or a DeepSpeed option that cannot be."""
+    precision = resolve_precision(run.engine.precision)
+    ds_config.build(run.engine.zero, precision, 1, 1, 1.0, run.engine.deepspeed)
     for number, stage in enumerate(run.stages):
         try:
             stage.batch.accumulation(ranks)
@@ -62,36 +67,38 @@ def check_batches(run: Run, ranks: int) -> None:
             raise UserError(f"stages.{number}.{error}; change batch.global, batch.micro or the ranks") from None
 
 
-def train(run: Run, run_dir: Path, resume: bool = True) -> int:
+def train(run: Run, run_dir: Path, resume: bool, stop: StopFlag) -> int:
     """Train in this process group (or alone). Returns FINISHED or STOPPED; every rank the same.
 
-    Collective. Raises UserError on every rank for what the user gave wrong, before anything is written.
+    `stop` is installed already. Collective. Raises UserError on every rank for what the user gave wrong, before
+    anything is written.
     """
     distributed.init_distributed(run.engine.timeout_s)
     run, text = _opened(run)
-    return Trainer(run, RunFolder(run_dir), text).train(resume)
+    return Trainer(run, RunFolder(run_dir), text, stop).train(resume)
 
 
 def _opened(run: Run) -> tuple[Run, Text]:
     """The run with its vocabulary, and its text; what one rank finds wrong is raised on all."""
     problem: UserError | None = None
     try:
-        check_batches(run, distributed.world_size())
-        resolve_precision(run.engine.precision)
+        check_engine(run, distributed.world_size())
         text = Text.of(run, verify=distributed.rank() == 0)
         run = with_vocabulary(run, text.tokenizer.vocab_size)
         growths(run)
     except UserError as error:
         problem = error
     if distributed.agree(problem is not None):
-        raise problem or UserError("another rank cannot use what it was given; its own log says what")
+        if problem is not None and distributed.rank() > 0:
+            print(f"[rank {distributed.rank()}] {problem}", file=sys.stderr, flush=True)
+        raise problem or UserError("another rank cannot use what it was given; its line says what")
     return run, text
 
 
 class Trainer:
     """One run in one process group."""
 
-    def __init__(self, run: Run, folder: RunFolder, text: Text) -> None:
+    def __init__(self, run: Run, folder: RunFolder, text: Text, stop: StopFlag) -> None:
         self.run, self.folder, self.text = run, folder, text
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
         longest = max(stage.length for stage in run.stages)
@@ -99,23 +106,23 @@ class Trainer:
         self.progress = Progress(run, live=self.rank == 0)
         self.coordinator = Coordinator(run, folder, self.validation.probe, text.tokenizer_folder, self.progress.say)
         self.position = Position()
-        self.stop = StopFlag()
+        self.stop = stop
         self.flops = [stage_flops(run, stage) for stage in run.stages]
+        self.dropout = [stage.model.dropout > 0 or stage.model.attention_dropout > 0 for stage in run.stages]
         self.progress.weigh([float(flops) for flops in self.flops])
         self.board = _Board(folder.path / "tensorboard" if run.log.tensorboard and self.rank == 0 else None)
 
     def train(self, resume: bool) -> int:
         """Run to the end of the schedule. Returns FINISHED, or STOPPED when a signal asked for it and all is saved."""
-        with self.stop:
-            try:
-                self._start(resume)
-                code = self._stages()
-                # A rank that leaves first has the launcher terminate the others: all must be done by then.
-                distributed.barrier()
-                return code
-            finally:
-                self.progress.close()
-                self.board.close()
+        try:
+            self._start(resume)
+            code = self._stages()
+            # A rank that leaves first has the launcher terminate the others: all must be done by then.
+            distributed.barrier()
+            return code
+        finally:
+            self.progress.close()
+            self.board.close()
 
     def _stages(self) -> int:
         engine: ZeroEngine | None = None
@@ -139,6 +146,8 @@ class Trainer:
             if self.rank == 0:
                 self.folder.claim(self.run, self.text.digest, fresh=not resume)
                 source = self.coordinator.resume()
+                if source is not None and source.facts.get("run") != self.run.digest():
+                    raise UserError(f"{source.path}: was written by another configuration; give another --run-dir")
                 facts: dict[str, Any] = source.facts if source else {"step": 0, "stage": -1, "seconds": 0.0}
                 self.folder.trim(facts["step"], facts["stage"])
                 outcome["position"] = [facts["step"], facts["seconds"]]
@@ -184,6 +193,8 @@ class Trainer:
             started = time.monotonic()
             on_device = [batch.to(engine.device) for batch in micro_batches]
             rate = learning_rate(self.run, self.position.step)
+            if self.dropout[index]:
+                torch.manual_seed(hash((self.run.seed, self.position.step, self.rank)) & (2**63 - 1))
             result = engine.step(on_device, rate, bool(self.stop))
             elapsed = time.monotonic() - started
             self.position = Position(self.position.step + 1, self.position.seconds + elapsed)

@@ -29,10 +29,12 @@ def random_states(model: Model, seed: int = 0, moments: bool = True) -> dict[str
     }
 
 
-def write_random(path: Path, model: Model = TINY, moments: bool = True, seed: int = 0) -> Checkpoint:
+def write_random(
+    path: Path, model: Model = TINY, moments: bool = True, seed: int = 0, tokenizer: Path | None = None
+) -> Checkpoint:
     """A whole checkpoint on disk."""
     facts = {"step": 7, "stage": 0, "seconds": 1.5}
-    with CheckpointWriter(path, model, moments=moments, facts=facts) as writer:
+    with CheckpointWriter(path, model, moments=moments, facts=facts, tokenizer=tokenizer) as writer:
         for name, state in random_states(model, seed, moments).items():
             writer.add(name, state)
         writer.commit()

@@ -173,3 +173,35 @@ def test_a_run_folder_of_another_config(refused, home, monkeypatch, capsys):
     RunFolder(Path("run")).claim(with_vocabulary(run, text.tokenizer.vocab_size), text.digest)
     line = refused("train", "good.yaml", "--ranks", "2", "--run-dir", "run", "--set", "stages.0.steps=3")
     assert "run: belongs to another configuration (stages.0.steps: 2 there, 3 here)" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("engine.zero={stage: 2, offload_optimizer: {device: nvme}}", "engine.zero.offload_optimizer"),
+        ("engine.zero={zero_optimization: {stage: 2}, gradient_clipping: 5}", "'gradient_clipping' stands beside"),
+    ],
+)
+def test_deepspeed_options_are_judged_before_anything_is_written(refused, override, words):
+    assert words in refused("train", "good.yaml", "--ranks", "2", "--set", override)
+
+
+def test_force_replaces_nothing_but_checkpoints(refused):
+    line = refused("grow", "ckpt", "--to", "deep.yaml", "--recipe", "tile", "--out", "store", "--force")
+    assert "store: is not a checkpoint" in line
+
+
+def test_the_demo_checks_before_it_reads_any_text(refused):
+    assert "batch" in refused("demo", "--ranks", "3")
+    Path("thesis").mkdir()
+    Path("thesis/chapter.tex").write_text("years")
+    assert "not a run folder" in refused("demo", "--run-dir", "thesis")
+
+
+def test_logits_of_no_npz(refused):
+    Path("empty.npz").write_bytes(b"")
+    assert "empty.npz: not an npz" in refused("evaluate", "ckpt", "--logits", "empty.npz", "--out", "out.npz")
+    np.savez("floats.npz", ids=np.ones((1, 4)))
+    assert "'ids' holds float64" in refused("evaluate", "ckpt", "--logits", "floats.npz", "--out", "out.npz")
+    np.savez("in.npz", ids=np.ones((1, 4), int))
+    assert "nowhere/out.npz" in refused("evaluate", "ckpt", "--logits", "in.npz", "--out", "nowhere/out.npz")

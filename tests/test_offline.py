@@ -96,3 +96,15 @@ def test_export_and_import_are_inverse(run, source, tmp_path):
     assert back.shapes() == source.shapes()
     for name in source.shapes():
         assert torch.equal(back.tensor("weight", name), source.tensor("weight", name))
+
+
+def test_export_brings_a_tokenizer_that_stops_at_the_last_position(run, store, tmp_path):
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    write_random(tmp_path / "c", TINY.model_copy(update={"vocab_size": 120}), tokenizer=store / "tokenizer")
+    assert run("export", tmp_path / "c", "--out", tmp_path / "hf").code == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "hf")
+    batch = tokenizer(["stones " * 40, "river"], truncation=True, padding=True, return_tensors="pt")
+    assert batch["input_ids"].shape == (2, 16)
+    assert model(**batch).logits.shape == (2, 16, len(tokenizer)) == (2, 16, 120)

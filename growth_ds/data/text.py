@@ -40,7 +40,8 @@ class Text:
                 )
         self.tokenizer: Tokenizer = first.tokenizer
         self.tokenizer_folder = first.path / "tokenizer"
-        self.digest = hashlib.sha256(" ".join(store.digest for store in self.stores).encode()).hexdigest()
+        parts = [f"{store.digest} {share.weight}" for store, share in zip(self.stores, shares, strict=True)]
+        self.digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()
         splits = [store.split("train") for store in self.stores]
         stream = TokenStream(splits, [share.weight for share in shares], seed=seed, chunk=chunk, sep_id=self.sep)
         self.loader = self._loader(stream, seed)

@@ -125,14 +125,14 @@ def _replace_loader(op: Any) -> None:
 
 
 def main() -> int:
-    """Build now and say where; 1 when the op had to be left out."""
+    """Build now and say where. Never a failure: a GPU does not ask for the op, gloo does its work."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from growth_ds.engine.distributed import quiet_deepspeed
 
     quiet_deepspeed()
     ready = ensure_ops()
-    print(f"{OP}: {'ready in ' + str(extensions_dir()) if ready else 'not built'}")
-    return 0 if ready else 1
+    print(f"{OP}: {'ready in ' + str(extensions_dir()) if ready else 'not built, and not needed'}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -108,10 +108,13 @@ def run_ranks(
     """
     if ranks < 1:
         raise UserError(f"ranks: {ranks} is not a number of processes; use 1 or more")
-    if run_dir is not None:
-        Path(run_dir).mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".ranks-", dir=run_dir))
     command = launcher_command(argv, ranks, module)
+    try:
+        if run_dir is not None:
+            Path(run_dir).mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".ranks-", dir=run_dir))
+    except OSError as error:
+        raise UserError(f"{run_dir}: cannot be written ({error.strerror}); give another folder") from None
     try:
         with _subreaper(), _Watch(command, ranks, folder / "status", grace_s, crash_grace_s) as watch:
             return watch.run()

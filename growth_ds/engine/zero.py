@@ -274,6 +274,7 @@ def _check_groups(groups: ParamGroups, params: dict[str, nn.Parameter]) -> None:
 def _initialize(module: nn.Module, groups: ParamGroups, config: dict[str, Any], options: dict[str, Any]) -> Any:
     """DeepSpeed's engine over a torch AdamW, so that no optimizer op is compiled at the start."""
     import deepspeed
+    from pydantic import ValidationError
 
     distributed.quiet_deepspeed()
     # lr 0: FP16_UnfusedOptimizer steps once on zero gradients in its constructor, and AdamW would decay the weights.
@@ -283,9 +284,14 @@ def _initialize(module: nn.Module, groups: ParamGroups, config: dict[str, Any], 
         adamw = torch.optim.AdamW(tensors, fused=True, **settings)
     except RuntimeError:  # a device or dtype without the fused kernel
         adamw = torch.optim.AdamW(tensors, foreach=True, **settings)
-    engine, _, _, _ = deepspeed.initialize(
-        model=module, optimizer=adamw, config=config, dist_init_required=False, model_parameters=None
-    )
+    try:
+        engine, _, _, _ = deepspeed.initialize(
+            model=module, optimizer=adamw, config=config, dist_init_required=False, model_parameters=None
+        )
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise UserError(f"engine.zero or engine.deepspeed: DeepSpeed refuses '{where}': {problem['msg']}") from None
     return engine
 
 

@@ -239,6 +239,7 @@ def _write_files(model: Model, read: Callable[[str], Tensor], folder: Path, toke
     for name in TOKENIZER_FILES:
         if tokenizer is not None and (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, folder / name)
+    _limit_tokenizer(folder / "tokenizer_config.json", model.positions)
     config = {
         "architectures": [names.CLASS_PREFIX[model.norm] + ("ForPreTraining" if model.nsp else "ForMaskedLM")],
         "model_type": names.MODEL_TYPE[model.norm],
@@ -269,6 +270,14 @@ def _their_tensors(model: Model, read: Callable[[str], Tensor]) -> dict[str, Ten
             for key, part in zip(keys, tensor.chunk(len(keys)), strict=True):
                 tensors[key] = part.clone(memory_format=torch.contiguous_format)
     return tensors
+
+
+def _limit_tokenizer(path: Path, positions: int) -> None:
+    """The tokenizer truncates at what this model can read, whatever it was made for."""
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["model_max_length"] = positions
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _pad_id(folder: Path) -> int:

@@ -17,6 +17,7 @@ from growth_ds.config import Run
 from growth_ds.data.text import Text
 from growth_ds.engine import distributed
 from growth_ds.engine.scrub import live_engines
+from growth_ds.engine.signals import StopFlag
 from growth_ds.errors import GrowthFailed
 from growth_ds.run_folder import RunFolder
 from growth_ds.trainer import FINISHED, STOPPED, Trainer, with_vocabulary
@@ -34,17 +35,11 @@ class StopAfter:
     def __bool__(self) -> bool:
         return self.trainer.position.step + 1 == self.step
 
-    def __enter__(self) -> StopAfter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
 
 def train(run: Run, name: str, stop_after: int | None = None) -> int:
     text = Text.of(run)
     run = with_vocabulary(run, text.tokenizer.vocab_size)
-    trainer = Trainer(run, RunFolder(folder() / name), text)
+    trainer = Trainer(run, RunFolder(folder() / name), text, StopFlag())
     if stop_after is not None:
         trainer.stop = StopAfter(trainer, stop_after)  # type: ignore[assignment]
     code = trainer.train(resume=True)
@@ -224,6 +219,15 @@ def case_a_growth_that_is_not_what_the_plan_says_stops_the_run() -> None:
     assert final("wrong").facts["step"] == 10
     assert final("wrong").model.hidden == 30
     assert not ledger("wrong", "growth")
+
+
+def case_dropout_is_the_same_after_a_resume() -> None:
+    run = small_run(model={"dropout": 0.2, "attention_dropout": 0.1})
+    assert train(run, "dropout") == FINISHED
+    assert train(run, "dropout-cut", stop_after=13) == STOPPED
+    assert train(run, "dropout-cut") == FINISHED
+    torch.testing.assert_close(losses("dropout-cut"), losses("dropout"), rtol=0, atol=1e-5)
+    assert losses("dropout") != losses("reference")
 
 
 def case_leave_a_run_for_one_rank() -> None:

@@ -7,14 +7,26 @@ from tests.distributed.cases_runs import close_to_reference, train
 from tests.distributed.corpus import small_run
 
 
-def case_one_rank_same_losses() -> None:
-    assert train(small_run(), "one-rank") == FINISHED
-    close_to_reference("one-rank")
+def _same_losses(stage: int) -> None:
+    name = f"one-rank-zero-{stage}"
+    assert train(small_run(engine={"precision": "fp32", "zero": stage}), name) == FINISHED
+    close_to_reference(name)
+
+
+def case_one_rank_zero_0_same_losses() -> None:
+    _same_losses(0)
+
+
+def case_one_rank_zero_1_same_losses() -> None:
+    _same_losses(1)
+
+
+def case_one_rank_zero_2_same_losses() -> None:
+    _same_losses(2)
 
 
 def case_one_rank_zero_3_same_losses() -> None:
-    assert train(small_run(engine={"precision": "fp32", "zero": 3}), "one-rank-zero-3") == FINISHED
-    close_to_reference("one-rank-zero-3")
+    _same_losses(3)
 
 
 def case_one_rank_resumes_what_two_ranks_began() -> None:

@@ -49,14 +49,13 @@ def whole(value: Any) -> Any:
 
 
 class Model(Frozen):
-    """The shape of one BERT. Sizes count units; `head_size` and `stored_layers` follow from the others if not given."""
+    """The shape of one BERT, in units (`ffn`: of the feed-forward layer); `head_size` and `stored_layers` may follow."""
 
     layers: int = Field(gt=0)
     """Executed transformer layers."""
     hidden: int = Field(gt=0)
     heads: int = Field(gt=0)
     ffn: int = Field(gt=0)
-    """Units of the feed-forward layer."""
     head_size: int = Field(gt=0)
     """Units of one attention head; hidden / heads unless given, and kept by a growth."""
     stored_layers: int = Field(gt=0)
@@ -252,9 +251,8 @@ class Batch(Frozen):
     def accumulation(self, ranks: int) -> int:
         """Micro-batches a step on each rank. Raises ValueError if the global batch cannot be split that way."""
         if self.global_ % (self.micro * ranks):
-            raise ValueError(
-                f"batch.global {self.global_} is not a multiple of batch.micro {self.micro} x {ranks} rank(s)"
-            )
+            share = f"batch.micro {self.micro} x {ranks} rank(s)"
+            raise ValueError(f"batch.global {self.global_} is not a multiple of {share}")
         return self.global_ // (self.micro * ranks)
 
 
@@ -328,7 +326,7 @@ class Log(Frozen):
 
 
 class Evaluation(Frozen):
-    """Validation during the run: MLM loss and accuracy on the validation split, masks fixed."""
+    """Validation during the run: MLM loss and accuracy, masks fixed."""
 
     every: int = Field(default=0, ge=0)
     """Steps between two validations; 0: only at the end of each stage."""

@@ -49,7 +49,7 @@ def whole(value: Any) -> Any:
 
 
 class Model(Frozen):
-    """The shape of one BERT, in units (`ffn`: of the feed-forward layer); `head_size` and `stored_layers` may follow."""
+    """The shape of one BERT, in units (`ffn`: of the feed-forward layer); two keys follow if not given."""
 
     layers: int = Field(gt=0)
     """Executed transformer layers."""
@@ -61,7 +61,7 @@ class Model(Frozen):
     stored_layers: int = Field(gt=0)
     """Layers that own weights; layer i runs stored layer i mod stored_layers. Equal to `layers` unless given."""
     vocab_size: int | None = Field(default=None, gt=0)
-    """Entries of the vocabulary; taken from the data store if not given."""
+    """Entries of the vocabulary; the data store's if not given."""
     positions: int = Field(default=512, gt=0)
     """Rows of the learned position table: the longest sequence in tokens."""
     segments: int = Field(default=2, gt=0)
@@ -291,7 +291,6 @@ class Stage(Frozen):
     steps: int | None = Field(default=None, gt=0)
     tokens: int | None = Field(default=None, gt=0)
     grow: Grow = Grow()
-
     _whole = field_validator("steps", "tokens", "length", mode="before")(whole)
 
     @model_validator(mode="after")

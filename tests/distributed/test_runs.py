@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.distributed.corpus import FOLDER, make_store
@@ -16,12 +14,10 @@ TWO, ONE = "tests.distributed.cases_runs", "tests.distributed.cases_one_rank"
 def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs")
     make_store(path / "store")
-    os.environ[FOLDER] = str(path)
-    try:
+    with pytest.MonkeyPatch.context() as patch:  # the other tests' store has its own folder in the same variable
+        patch.setenv(FOLDER, str(path))
         two = run_cases(TWO, ranks=2, limit_s=400)
-        yield {**two, **run_cases(ONE, ranks=1, limit_s=200)}
-    finally:
-        del os.environ[FOLDER]
+        return {**two, **run_cases(ONE, ranks=1, limit_s=200)}
 
 
 @pytest.mark.parametrize("name", [*case_names(TWO), *case_names(ONE)])

@@ -111,6 +111,7 @@ class Coordinator:
             clip=stage.optim.clip,
             optimizer={"lr": stage.optim.lr, "betas": stage.optim.betas, "eps": stage.optim.eps},
             extra=engine.deepspeed,
+            filled_later=True,
         )
 
     def _inject(self, engine: ZeroEngine, model: Model, plan: GrowthPlan, source: Checkpoint | None) -> None:

@@ -33,13 +33,13 @@ class Text:
         self.stores = [Store.open(Path(share.path), verify=verify and data.verify) for share in shares]
         first = self.stores[0]
         for store, share in zip(self.stores, shares, strict=True):
-            if store.tokenizer.digest != first.tokenizer.digest:
+            if store.tokenizer_digest != first.tokenizer_digest:
                 raise UserError(
                     f"data.store: {share.path} has another tokenizer than {shares[0].path}; prepare it with "
                     f"--tokenizer {shares[0].path}/tokenizer"
                 )
         self.tokenizer: Tokenizer = first.tokenizer
-        self.tokenizer_folder = first.path / "tokenizer"
+        self.tokenizer_folder = first.tokenizer_folder
         parts = [f"{store.digest} {share.weight}" for store, share in zip(self.stores, shares, strict=True)]
         self.digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()
         splits = [store.split("train") for store in self.stores]

@@ -62,6 +62,7 @@ class ZeroEngine:
         clip: largest norm of the gradient; 0 switches clipping off.
         optimizer: {"lr": ..., "betas": (b1, b2), "eps": ...}; `step` sets the lr that is used.
         extra: more DeepSpeed options, merged; UserError when one contradicts ours.
+        filled_later: the caller writes every parameter through `state`, so the module's own values need no care.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class ZeroEngine:
         clip: float,
         optimizer: dict[str, Any],
         extra: dict[str, Any] | None = None,
+        filled_later: bool = False,
     ) -> None:
         self._precision = ds_config.resolve_precision(precision)
         self._accumulation = accumulation
@@ -87,7 +89,11 @@ class ZeroEngine:
         _check_groups(groups, params)
         self._snapshot = scrub.Snapshot(module)
         shapes = {name: tuple(param.shape) for name, param in params.items()}
-        exact = {name: param.detach() for name, param in params.items()} if self._precision != "fp32" else {}
+        exact = (
+            {name: param.detach() for name, param in params.items()}
+            if self._precision != "fp32" and not filled_later
+            else {}
+        )
         self._ds: Any = _initialize(module, groups, config, optimizer)
         scrub.track(self._ds)
         self._fragments = for_engine(self._ds, distributed.rank())

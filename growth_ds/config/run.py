@@ -1,9 +1,4 @@
-"""The typed description of a run: Run > Stage > {Model, Data, Optim, Engine, Grow}.
-
-Everything here is frozen and validated before a byte is allocated; nothing here imports torch. Growth is not written
-down anywhere as such: it is the difference of two neighbouring stages (`Stage.model`), and the `grow:` block only says
-which recipe each growing axis gets. `config_file.py` reads YAML into these classes.
-"""
+"""A run and its blocks: data, optimizer, engine, batch, checkpoints; stages, each with its model and its growth."""
 
 from __future__ import annotations
 
@@ -11,122 +6,11 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-AXES = {
-    "layers": "layer",
-    "hidden": "hidden",
-    "heads": "head",
-    "head_size": "head_size",
-    "ffn": "ffn",
-    "positions": "position",
-    "segments": "segment",
-    "vocab_size": "vocab",
-    "stored_layers": "stored_layer",
-}
-"""Config key (plural, as in `model:` and `grow:`) -> name of the axis (singular, as in layouts, plans and ledgers)."""
-
-DEFAULT_VOCAB_SIZE = 30522
-"""Entries of the published BERT vocabulary; used where neither the model nor a store says how many there are."""
-
-
-class Frozen(BaseModel):
-    """A config block: immutable, unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-def whole(value: Any) -> Any:
-    """`6.0e9` and `"6e9"` (YAML 1.1 reads an exponent without sign as text) are whole numbers too."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
-class Model(Frozen):
-    """The shape of one BERT, in units (`ffn`: of the feed-forward layer); two keys follow if not given."""
-
-    layers: int = Field(gt=0)
-    """Executed transformer layers."""
-    hidden: int = Field(gt=0)
-    heads: int = Field(gt=0)
-    ffn: int = Field(gt=0)
-    head_size: int = Field(gt=0)
-    """Units of one attention head; hidden / heads unless given, and kept by a growth."""
-    stored_layers: int = Field(gt=0)
-    """Layers that own weights; layer i runs stored layer i mod stored_layers. Equal to `layers` unless given."""
-    vocab_size: int | None = Field(default=None, gt=0)
-    """Entries of the vocabulary; the data store's if not given."""
-    positions: int = Field(default=512, gt=0)
-    """Rows of the learned position table: the longest sequence in tokens."""
-    segments: int = Field(default=2, gt=0)
-    norm: Literal["post", "pre"] = "post"
-    """Where LayerNorm stands: after the residual sum (BERT) or before the block (transformers' MegatronBert)."""
-    nsp: bool = False
-    """Whether the model has a pooler and the next-sentence head."""
-    activation: Literal["gelu", "gelu_new", "relu"] = "gelu"
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    attention_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    norm_eps: float = Field(default=1e-12, gt=0.0)
-    init_std: float = Field(default=0.02, gt=0.0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _derive(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        data = {key: whole(value) for key, value in data.items()}
-        if data.get("head_size") is None and isinstance(data.get("hidden"), int) and isinstance(data.get("heads"), int):
-            hidden, heads = data["hidden"], data["heads"]
-            if heads > 0 and hidden % heads:
-                raise ValueError(
-                    f"heads {heads} do not divide hidden {hidden}; give a head_size, or heads that divide {hidden}"
-                )
-            data["head_size"] = hidden // heads if heads > 0 else 1
-        if data.get("stored_layers") is None and "layers" in data:
-            data["stored_layers"] = data["layers"]
-        return data
-
-    @model_validator(mode="after")
-    def _sharing(self) -> Model:
-        if self.layers % self.stored_layers:
-            raise ValueError(f"stored_layers {self.stored_layers} do not divide layers {self.layers}")
-        return self
-
-    @property
-    def shares_layers(self) -> bool:
-        """Whether one stored layer runs at more than one depth."""
-        return self.stored_layers != self.layers
-
-    @property
-    def vocab(self) -> int:
-        """Entries of the vocabulary."""
-        return self.vocab_size or DEFAULT_VOCAB_SIZE
-
-    def sizes(self) -> dict[str, int]:
-        """Axis name -> units."""
-        return {axis: self.vocab if key == "vocab_size" else getattr(self, key) for key, axis in AXES.items()}
-
-
-def inherit_model(previous: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a `model:` block, missing ones taken from the model before it.
-
-    The head size is kept by a growth, so it is written out; `stored_layers` follows `layers` unless layers are shared.
-    """
-    merged = {**previous, **{key: value for key, value in given.items() if value is not None}}
-    unshared = previous.get("stored_layers") in (None, previous.get("layers"))
-    if given.get("stored_layers") is None and unshared:
-        merged.pop("stored_layers", None)
-    hidden, heads = whole(merged.get("hidden")), whole(merged.get("heads"))
-    sized = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
-    if merged.get("head_size") is None and sized and hidden % heads == 0:
-        merged["head_size"] = hidden // heads
-    return merged
+from growth_ds.config.base import Frozen, whole
+from growth_ds.config.grow import Grow
+from growth_ds.config.model import Model, inherit_model
 
 
 class StoreShare(Frozen):
@@ -254,30 +138,6 @@ class Batch(Frozen):
             share = f"batch.micro {self.micro} x {ranks} rank(s)"
             raise ValueError(f"batch.global {self.global_} is not a multiple of {share}")
         return self.global_ // (self.micro * ranks)
-
-
-Recipe = Literal["tile", "interleave", "identity"]
-
-
-class Grow(Frozen):
-    """Which recipe each growing axis gets, and what happens to the optimizer state."""
-
-    recipe: Recipe = "tile"
-    """For every growing axis that has no recipe of its own below."""
-    layers: Recipe | None = None
-    stored_layers: Recipe | None = None
-    hidden: Recipe | None = None
-    heads: Recipe | None = None
-    ffn: Recipe | None = None
-    positions: Recipe | None = None
-    moments: Literal["carry", "reset"] = "carry"
-    """Adam moments follow the weights by the law, or start at zero with the step count."""
-    require_exact: bool = False
-    """Refuse a growth that changes the function of the model."""
-
-    def recipe_for(self, key: str) -> str:
-        """Recipe of the axis with config key `key`."""
-        return getattr(self, key, None) or self.recipe
 
 
 class Stage(Frozen):

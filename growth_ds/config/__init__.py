@@ -1,0 +1,44 @@
+"""The typed description of a run: Run > Stage > {Model, Data, Optim, Engine, Grow}.
+
+Everything here is frozen and validated before a byte is allocated; nothing here imports torch. Growth is not written
+down anywhere as such: it is the difference of two neighbouring stages (`Stage.model`), and the `grow:` block only says
+by which recipe and with which policy. `config_file.py` reads YAML into these classes.
+"""
+
+from growth_ds.config.base import Frozen, whole
+from growth_ds.config.grow import Grow
+from growth_ds.config.model import AXES, DEFAULT_VOCAB_SIZE, Model, inherit_model
+from growth_ds.config.run import (
+    OWNED_BY_US,
+    Batch,
+    Checkpoint,
+    Data,
+    Engine,
+    Evaluation,
+    Log,
+    Optim,
+    Run,
+    Stage,
+    StoreShare,
+)
+
+__all__ = [
+    "AXES",
+    "DEFAULT_VOCAB_SIZE",
+    "OWNED_BY_US",
+    "Batch",
+    "Checkpoint",
+    "Data",
+    "Engine",
+    "Evaluation",
+    "Frozen",
+    "Grow",
+    "Log",
+    "Model",
+    "Optim",
+    "Run",
+    "Stage",
+    "StoreShare",
+    "inherit_model",
+    "whole",
+]

@@ -1,0 +1,63 @@
+"""The `grow:` block: which recipe each axis gets, and what happens to the optimizer state."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from growth_ds.config.base import Frozen, whole
+
+Moments = Literal["carry", "copy", "reset", "damped"]
+
+
+class Grow(Frozen):
+    """How a stage is entered from the stage before; `noise` and `ramp` are the recipe's own unless given."""
+
+    recipe: str = "tile"
+    """For every growing axis that has no recipe of its own below: a name, or the path of a `.py` or `.yaml` file."""
+    layers: str | None = None
+    stored_layers: str | None = None
+    hidden: str | None = None
+    heads: str | None = None
+    ffn: str | None = None
+    positions: str | None = None
+    segments: str | None = None
+    vocab_size: str | None = None
+    require_exact: bool = False
+    """Refuse a growth that changes the function of the model."""
+
+    seed: int = 0
+    """Of random maps, fresh units and noise."""
+    noise: float | None = Field(default=None, ge=0.0)
+    """Zero-sum noise over the copies of a unit where they are read: its RMS over the RMS of the tensor."""
+    block: int | None = Field(default=None, gt=0)
+    """Layers of one block, for `gradual` and `midas`; all new layers are one block unless given."""
+    ramp: int | None = Field(default=None, ge=0)
+    """Steps over which LayerNorm weights, masks and gates go from the old model to the plain new one; 0: no ramp."""
+
+    moments: Moments = "carry"
+    """Adam's moments: `carry` by the law, `copy` without its factors, `reset` to zero with the step count, or `damped`:
+    carried, with the first moment of new layers and units made small."""
+    layer_moments: Moments | None = None
+    """The same for copied layers alone, where no law exists; `reset` keeps the step count."""
+    fresh_moments: Moments | None = None
+    """The same for units without a source: `carry` starts from 0 and the axis' mean square, `reset` from zeros."""
+    damping: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Factor of the first moment under `damped`."""
+    step: Literal["keep", "reset"] = "keep"
+    """Adam's step count, on which its bias correction depends."""
+    rewind: int = Field(default=0, ge=0)
+    """Steps by which Adam's count and the learning-rate schedule move back (staged training; MSG)."""
+    rewarm: int = Field(default=0, ge=0)
+    """Steps of linear warm-up back to the schedule's rate after the growth."""
+    lr: Literal["keep", "share", "mean"] = "keep"
+    """The rate of tensors that read copied units: unchanged, times the share of each copy (the law for Adam), or times
+    the mean share of the tensor (what an optimizer without our vectors can do)."""
+
+    _whole = field_validator("block", "ramp", "rewind", "rewarm", mode="before")(whole)
+
+    def recipe_for(self, key: str) -> str:
+        """Recipe of the axis with config key `key`."""
+        given: Any = getattr(self, key, None)
+        return given or self.recipe

@@ -1,0 +1,106 @@
+"""The shape of one model, and how a stage inherits it from the stage before."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from growth_ds.config.base import Frozen, whole
+
+AXES = {
+    "layers": "layer",
+    "hidden": "hidden",
+    "heads": "head",
+    "head_size": "head_size",
+    "ffn": "ffn",
+    "positions": "position",
+    "segments": "segment",
+    "vocab_size": "vocab",
+    "stored_layers": "stored_layer",
+}
+"""Config key (plural, as in `model:` and `grow:`) -> name of the axis (singular, as in layouts, plans and ledgers)."""
+
+DEFAULT_VOCAB_SIZE = 30522
+"""Entries of the published BERT vocabulary; used where neither the model nor a store says how many there are."""
+
+
+class Model(Frozen):
+    """The shape of one BERT, in units (`ffn`: of the feed-forward layer); two keys follow if not given."""
+
+    layers: int = Field(gt=0)
+    """Executed transformer layers."""
+    hidden: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    ffn: int = Field(gt=0)
+    head_size: int = Field(gt=0)
+    """Units of one attention head; hidden / heads unless given, and kept by a growth."""
+    stored_layers: int = Field(gt=0)
+    """Layers that own weights; layer i runs stored layer i mod stored_layers. Equal to `layers` unless given."""
+    vocab_size: int | None = Field(default=None, gt=0)
+    """Entries of the vocabulary; the data store's if not given."""
+    positions: int = Field(default=512, gt=0)
+    """Rows of the learned position table: the longest sequence in tokens."""
+    segments: int = Field(default=2, gt=0)
+    norm: Literal["post", "pre"] = "post"
+    """Where LayerNorm stands: after the residual sum (BERT) or before the block (transformers' MegatronBert)."""
+    nsp: bool = False
+    """Whether the model has a pooler and the next-sentence head."""
+    activation: Literal["gelu", "gelu_new", "relu"] = "gelu"
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    attention_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    norm_eps: float = Field(default=1e-12, gt=0.0)
+    init_std: float = Field(default=0.02, gt=0.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = {key: whole(value) for key, value in data.items()}
+        if data.get("head_size") is None and isinstance(data.get("hidden"), int) and isinstance(data.get("heads"), int):
+            hidden, heads = data["hidden"], data["heads"]
+            if heads > 0 and hidden % heads:
+                raise ValueError(
+                    f"heads {heads} do not divide hidden {hidden}; give a head_size, or heads that divide {hidden}"
+                )
+            data["head_size"] = hidden // heads if heads > 0 else 1
+        if data.get("stored_layers") is None and "layers" in data:
+            data["stored_layers"] = data["layers"]
+        return data
+
+    @model_validator(mode="after")
+    def _sharing(self) -> Model:
+        if self.layers % self.stored_layers:
+            raise ValueError(f"stored_layers {self.stored_layers} do not divide layers {self.layers}")
+        return self
+
+    @property
+    def shares_layers(self) -> bool:
+        """Whether one stored layer runs at more than one depth."""
+        return self.stored_layers != self.layers
+
+    @property
+    def vocab(self) -> int:
+        """Entries of the vocabulary."""
+        return self.vocab_size or DEFAULT_VOCAB_SIZE
+
+    def sizes(self) -> dict[str, int]:
+        """Axis name -> units."""
+        return {axis: self.vocab if key == "vocab_size" else getattr(self, key) for key, axis in AXES.items()}
+
+
+def inherit_model(previous: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a `model:` block, missing ones taken from the model before it.
+
+    The head size is kept by a growth, so it is written out; `stored_layers` follows `layers` unless layers are shared.
+    """
+    merged = {**previous, **{key: value for key, value in given.items() if value is not None}}
+    unshared = previous.get("stored_layers") in (None, previous.get("layers"))
+    if given.get("stored_layers") is None and unshared:
+        merged.pop("stored_layers", None)
+    hidden, heads = whole(merged.get("hidden")), whole(merged.get("heads"))
+    sized = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
+    if merged.get("head_size") is None and sized and hidden % heads == 0:
+        merged["head_size"] = hidden // heads
+    return merged

@@ -23,8 +23,9 @@ from growth_ds.engine import distributed
 from growth_ds.engine.state import TensorState
 from growth_ds.engine.zero import ZeroEngine
 from growth_ds.errors import GrowthFailed, UserError
-from growth_ds.growth.apply import grow_state
-from growth_ds.growth.plan import GrowthPlan, make_plan
+from growth_ds.growth.plan import GrowthPlan
+from growth_ds.growth.planner import make_plan
+from growth_ds.growth.state import grow_state
 from growth_ds.model.bert import Bert
 from growth_ds.model.init import initial
 from growth_ds.model.layout import FIXED, layout, parameter_shapes
@@ -49,9 +50,9 @@ class Position:
     """Seconds spent in training steps, over all restarts."""
 
 
-def growth_plan(old: Model, new: Model, grow: Grow) -> GrowthPlan:
-    """The plan between two of our models. Raises UserError (see `make_plan`)."""
-    return make_plan(layout(old), old, new, grow, FIXED)
+def growth_plan(old: Model, new: Model, grow: Grow, limit: int | None = None) -> GrowthPlan:
+    """The plan between two of our models; `limit`: steps of the stage. Raises UserError (see `make_plan`)."""
+    return make_plan(layout, old, new, grow, FIXED, limit)
 
 
 class Coordinator:

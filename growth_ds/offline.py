@@ -17,8 +17,8 @@ from growth_ds.config import Data, Grow, Model
 from growth_ds.coordinator import growth_plan
 from growth_ds.engine.state import TensorState
 from growth_ds.errors import UserError
-from growth_ds.growth.apply import grow_state
 from growth_ds.growth.plan import GrowthPlan
+from growth_ds.growth.state import grow_state
 from growth_ds.model.bert import Bert
 from growth_ds.model.layout import parameter_shapes
 from growth_ds.run_folder import RunFolder

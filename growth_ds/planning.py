@@ -8,7 +8,8 @@ from typing import Any
 
 from growth_ds.config import Run, Stage
 from growth_ds.errors import UserError
-from growth_ds.growth.plan import GrowthPlan, make_plan
+from growth_ds.growth.plan import GrowthPlan
+from growth_ds.growth.planner import make_plan
 from growth_ds.model import cost
 from growth_ds.model.layout import FIXED, layout
 
@@ -24,7 +25,7 @@ def growths(run: Run) -> list[GrowthPlan | None]:
     plans: list[GrowthPlan | None] = [None]
     for index, (before, after) in enumerate(pairwise(run.stages), start=1):
         try:
-            plans.append(make_plan(layout(before.model), before.model, after.model, after.grow, FIXED))
+            plans.append(make_plan(layout, before.model, after.model, after.grow, FIXED, after.total_steps))
         except UserError as error:
             raise UserError(f"{run.name}: stages.{index}.{error}") from None
     return plans

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -11,19 +11,37 @@ from growth_ds.config.base import Frozen, whole
 Moments = Literal["carry", "copy", "reset", "damped"]
 
 
+class Sources(Frozen):
+    """A growth written out: which old unit each new one copies."""
+
+    source: tuple[int, ...] = Field(min_length=1)
+    share: tuple[float, ...] | None = None
+    """Share of the old unit's outgoing weight for each new unit; even unless given."""
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 0:
+            raise ValueError(f"unit {min(value)} is below 0; list units of the old model, from 0")
+        return value
+
+
+AxisRecipe = str | Sources | None
+
+
 class Grow(Frozen):
     """How a stage is entered from the stage before; `noise` and `ramp` are the recipe's own unless given."""
 
     recipe: str = "tile"
     """For every growing axis that has no recipe of its own below: a name, or the path of a `.py` or `.yaml` file."""
-    layers: str | None = None
-    stored_layers: str | None = None
-    hidden: str | None = None
-    heads: str | None = None
-    ffn: str | None = None
-    positions: str | None = None
-    segments: str | None = None
-    vocab_size: str | None = None
+    layers: AxisRecipe = None
+    stored_layers: AxisRecipe = None
+    hidden: AxisRecipe = None
+    heads: AxisRecipe = None
+    ffn: AxisRecipe = None
+    positions: AxisRecipe = None
+    segments: AxisRecipe = None
+    vocab_size: AxisRecipe = None
     require_exact: bool = False
     """Refuse a growth that changes the function of the model."""
 
@@ -57,7 +75,7 @@ class Grow(Frozen):
 
     _whole = field_validator("block", "ramp", "rewind", "rewarm", mode="before")(whole)
 
-    def recipe_for(self, key: str) -> str:
-        """Recipe of the axis with config key `key`."""
-        given: Any = getattr(self, key, None)
+    def recipe_for(self, key: str) -> str | Sources:
+        """Recipe of the axis with config key `key`, or its units written out."""
+        given: AxisRecipe = getattr(self, key, None)
         return given or self.recipe

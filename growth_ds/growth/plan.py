@@ -1,20 +1,21 @@
-"""A growth plan: one AxisMap for each axis that grows, resolved, checked and digested, before any tensor is read."""
+"""A growth plan: everything a growth does, resolved, checked and digested, before any tensor is read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from growth_ds.axes import Layout
-from growth_ds.config import AXES, Grow, Model
-from growth_ds.errors import UserError
+from growth_ds.axes import Layout, parse
+from growth_ds.config import Grow, Model
+from growth_ds.growth import verdict
 from growth_ds.growth.axis_map import KIND, AxisMap
-from growth_ds.growth.recipes import RECIPES
-
-FIXED_KEYS = ("norm", "nsp", "activation", "norm_eps")
-"""Keys of a model that are not sizes and that no growth may change: they alter the function itself."""
+from growth_ds.growth.dense import DenseMap
+from growth_ds.growth.layers import Overrides
+from growth_ds.growth.ramp import Ramp
+from growth_ds.growth.rates import next_rates, worst_of_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,71 +23,91 @@ class GrowthPlan:
     """How a model of `old` sizes becomes one of `new` sizes."""
 
     layout: Layout
+    """Rows of the grown model."""
     old: dict[str, int]
     """Axis -> units before, fixed axes included."""
     new: dict[str, int]
-    maps: dict[str, AxisMap]
+    maps: Mapping[str, AxisMap | DenseMap]
     """Axis -> map, only for axes that grow."""
     recipes: dict[str, str]
     """Axis -> name of its recipe; a composition names the sizes between (`tile 8 interleave`)."""
-    moments: str = "carry"
-    """`carry`: Adam's moments and step follow by the law; `reset`: they start at zero."""
+    grow: Grow = field(default_factory=Grow)
+    """The policy: moments, step, seed, learning-rate multipliers."""
+    overrides: Overrides = field(default_factory=dict)
+    ramp: Ramp | None = None
+    added: frozenset[str] = frozenset()
+    """Parameters (names in the layout) that the old model does not have."""
+    models: tuple[Model, ...] = ()
+    """The models from the first to the last, more than two for a composition; empty where none were given."""
+    parts: tuple[GrowthPlan, ...] = ()
+    """The growths that a composition is made of."""
 
     @property
     def is_identity(self) -> bool:
-        """Whether no axis grows."""
-        return not self.maps
+        """Whether every tensor stays as it is."""
+        return not self.maps and not self.added and not self.overrides
+
+    @property
+    def moments(self) -> str:
+        """The policy for Adam's moments."""
+        return "reset" if any(isinstance(each, DenseMap) for each in self.maps.values()) else self.grow.moments
+
+    @property
+    def pre_norm(self) -> bool:
+        """Whether LayerNorm stands before the blocks."""
+        return "norm.weight" in self.layout
+
+    @property
+    def eps_before(self) -> float:
+        """LayerNorm's epsilon of the old model."""
+        return self.models[0].norm_eps if self.models else 0.0
+
+    @property
+    def eps_after(self) -> float:
+        """LayerNorm's epsilon of the grown model."""
+        return self.models[-1].norm_eps if self.models else 0.0
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the initialisation of matrices."""
+        return self.models[-1].init_std if self.models else 0.02
 
     @property
     def inexact(self) -> dict[str, str]:
         """Axis -> why the model computes something else right after the growth; empty if it does not."""
-        reasons: dict[str, str] = {}
-        for axis, axis_map in self.maps.items():
-            if axis == "hidden" and not axis_map.is_even:
-                reasons[axis] = (
-                    f"{axis_map.old} -> {axis_map.new} gives units unequal numbers of copies, and LayerNorm's mean and "
-                    f"variance weigh them all alike; exact: a multiple of {axis_map.old}"
-                )
-            if KIND[axis] == "lookup" and axis_map.source[: axis_map.old].tolist() != list(range(axis_map.old)):
-                reasons[axis] = (
-                    f"the first {axis_map.old} rows do not stay where they are looked up; exact: recipe tile"
-                )
-        if self._executed_before() != self._executed_after():
-            axis = "layer" if self.old["layer"] != self.new["layer"] else "stored_layer"
-            reasons[axis] = (
-                "the layers run in another composition; exact: the same depth, every copy where its source ran"
-            )
-        return reasons
+        return verdict.inexact(self)
 
     @property
     def exact(self) -> bool:
         """Whether the grown model computes the same function, up to rounding."""
         return not self.inexact
 
-    def _executed_before(self) -> list[int]:
-        return [depth % self.old["stored_layer"] for depth in range(self.old["layer"])]
-
-    def _executed_after(self) -> list[int]:
-        stored = [self.source_layer(layer) for layer in range(self.new["stored_layer"])]
-        return [stored[depth % len(stored)] for depth in range(self.new["layer"])]
-
     def source_layer(self, layer: int) -> int:
         """The old stored layer that new stored layer `layer` copies."""
-        return int(self.maps["stored_layer"].source[layer]) if "stored_layer" in self.maps else layer
+        each = self.maps.get("stored_layer")
+        return int(each.source[layer]) if isinstance(each, AxisMap) else layer
 
     def then(self, later: GrowthPlan) -> GrowthPlan:
-        """The one plan that equals this growth followed by `later`. Raises ValueError if the sizes do not meet."""
+        """The one plan that equals this growth followed by `later`.
+
+        Raises ValueError if the sizes do not meet, or if one of the two is more than copies and shares.
+        """
         if later.old != self.new:
             raise ValueError(f"cannot compose: this plan ends with {self.new}, the next starts with {later.old}")
+        if any(each.overrides or each.ramp or each.added for each in (self, later)):
+            raise ValueError("cannot compose: one of the plans has a ramp, new parameters or values for single layers")
         maps, names = dict(self.maps), dict(self.recipes)
-        for axis, axis_map in later.maps.items():
+        for axis, each in later.maps.items():
             if axis in maps:
                 names[axis] = f"{names[axis]} {maps[axis].new} {later.recipes[axis]}"
-                maps[axis] = maps[axis].then(axis_map)
+                maps[axis] = _composed(maps[axis], each)
             else:
-                maps[axis], names[axis] = axis_map, later.recipes[axis]
-        moments = "reset" if "reset" in (self.moments, later.moments) else "carry"
-        return GrowthPlan(self.layout, self.old, later.new, maps, names, moments)
+                maps[axis], names[axis] = each, later.recipes[axis]
+        moments = "reset" if "reset" in (self.moments, later.moments) else later.grow.moments
+        grow = later.grow.model_copy(update={"moments": moments})
+        parts = tuple(part for plan in (self, later) for part in plan.parts or (plan,))
+        models = self.models + later.models[1:] if self.models and later.models else ()
+        return GrowthPlan(self.layout, self.old, later.new, maps, names, grow, models=models, parts=parts)
 
     def axes(self) -> list[dict[str, Any]]:
         """One record for each axis that grows: axis, old, new, recipe, exact, and the reason where it is not."""
@@ -98,7 +119,42 @@ class GrowthPlan:
         for axis in grown:
             recipe = self.recipes.get("stored_layer" if axis == "layer" else axis, "none")
             record = {"axis": axis, "old": self.old[axis], "new": self.new[axis], "recipe": recipe}
-            records.append({**record, "exact": axis not in inexact, "reason": inexact.get(axis)})
+            # A composition of layers is told by the executed axis, whichever of the two grew.
+            reason = inexact.get(axis) or (inexact.get("stored_layer") if axis == "layer" else None)
+            records.append({**record, "exact": reason is None, "reason": reason})
+        if self.added:
+            records.append({"axis": "nsp", "old": 0, "new": 1, "recipe": "add-nsp", "exact": True, "reason": None})
+        return records
+
+    def tensors(self) -> list[dict[str, Any]]:
+        """One record for each row of the layout: what happens to the tensor on each of its grown axes."""
+        return [self._tensor(pattern, row) for pattern, row in self.layout.items()]
+
+    def _tensor(self, pattern: str, row: str) -> dict[str, Any]:
+        axes, says = parse(row), []
+        for axis, split in zip(axes.names, axes.split, strict=True):
+            each = self.maps.get(axis)
+            if each is not None:
+                divided = split and isinstance(each, AxisMap) and KIND[axis] == "parallel" and not each.raw
+                how = "mixed" if isinstance(each, DenseMap) else "divided" if divided else "copied"
+                fresh = isinstance(each, AxisMap) and bool(each.is_fresh.any())
+                says.append(f"{axis} {each.old}->{each.new} {how}{', fresh units' if fresh else ''}")
+        if "{layer}" in pattern and "stored_layer" in self.maps:
+            says.append(f"layers {self.old['stored_layer']}->{self.new['stored_layer']}")
+        replaced = self.overrides.get(pattern, {})
+        new = pattern in self.added
+        shape = {"old": None if new else list(axes.shape(self.old)), "new": list(axes.shape(self.new))}
+        what = "; ".join(says) or "unchanged"
+        return {"name": pattern, **shape, "what": "new" if new else what, "replaced": dict(replaced)}
+
+    def rates(self) -> list[dict[str, Any]]:
+        """What `grow.lr: share` does to each axis, and what the mean in its place would miss."""
+        records = []
+        for axis, values in next_rates("share", self.maps, {}).items():
+            worst = worst_of_mean(values)
+            records.append(
+                {"axis": axis, "mean": float(values.mean()), "uniform": worst == 0.0, "worst_of_mean": worst}
+            )
         return records
 
     def digest(self) -> str:
@@ -107,13 +163,17 @@ class GrowthPlan:
             "layout": dict(self.layout),
             "old": self.old,
             "new": self.new,
-            "maps": {axis: [m.source.tolist(), m.share.tolist()] for axis, m in self.maps.items()},
-            "moments": self.moments,
+            "maps": {axis: each.to_json() for axis, each in self.maps.items()},
+            "policy": self.grow.model_dump(mode="json", include=_POLICY),
+            "overrides": {pattern: dict(sorted(rows.items())) for pattern, rows in self.overrides.items()},
+            "ramp": self.ramp.to_json() if self.ramp else None,
+            "added": sorted(self.added),
+            "std": self.std,
         }
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """What the ledger keeps; `from_json` resolves it again and compares the digest."""
+        """What the ledger keeps; `planner.plan_from_json` resolves it again and compares the digest."""
         return {
             "exact": self.exact,
             "axes": self.axes(),
@@ -121,76 +181,20 @@ class GrowthPlan:
             "recipes": self.recipes,
             "old": self.old,
             "new": self.new,
+            "grow": self.grow.model_dump(mode="json", exclude_defaults=True),
+            "models": [model.model_dump(mode="json") for model in self.models],
+            "parts": [part.to_json() for part in self.parts],
+            "ramp_steps": self.ramp.steps if self.ramp else 0,
+            "lr": [] if self.grow.lr == "keep" else self.rates(),
             "digest": self.digest(),
         }
 
-    @staticmethod
-    def from_json(layout: Layout, record: dict[str, Any]) -> GrowthPlan:
-        """The plan of a ledger record. Raises ValueError if its recipes resolve to maps of another digest."""
-        old, new = record["old"], record["new"]
-        try:
-            maps = {axis: _resolve(name, old[axis], new[axis]) for axis, name in record["recipes"].items()}
-        except (KeyError, IndexError, UserError) as error:
-            raise ValueError(f"plan {record['digest'][:12]} has recipes that cannot be resolved: {error}") from None
-        plan = GrowthPlan(layout, old, new, maps, record["recipes"], record["moments"])
-        if plan.digest() != record["digest"]:
-            raise ValueError(f"plan digest {record['digest'][:12]} does not match its recipes ({plan.digest()[:12]})")
-        return plan
+
+_POLICY = {"seed", "moments", "layer_moments", "fresh_moments", "damping", "step", "rewind", "rewarm", "lr"}
 
 
-def _resolve(recipe: str, old: int, new: int) -> AxisMap:
-    """`tile`, or a composition with the sizes between: `tile 8 interleave`."""
-    names, between = recipe.split()[::2], [int(size) for size in recipe.split()[1::2]]
-    sizes = [old, *between, new]
-    result = RECIPES[names[0]](sizes[0], sizes[1])
-    for name, start, end in zip(names[1:], sizes[1:], sizes[2:], strict=False):
-        result = result.then(RECIPES[name](start, end))
-    return result
-
-
-def make_plan(layout: Layout, old: Model, new: Model, grow: Grow, fixed: dict[str, int]) -> GrowthPlan:
-    """Resolve the growth between two models.
-
-    `fixed` gives the sizes of the axes that every model has (query/key/value and so on).
-    Raises UserError: an axis that shrinks or cannot grow, a key that no growth may change, or `require_exact` unmet.
-    """
-    for key in FIXED_KEYS:
-        if getattr(old, key) != getattr(new, key):
-            raise UserError(
-                f"model.{key}: a growth cannot change it from {getattr(old, key)} to {getattr(new, key)}; keep it"
-            )
-    before, after = {**old.sizes(), **fixed}, {**new.sizes(), **fixed}
-    maps: dict[str, AxisMap] = {}
-    names: dict[str, str] = {}
-    for key, axis in AXES.items():
-        if after[axis] < before[axis]:
-            raise UserError(
-                f"model.{key}: cannot shrink from {before[axis]} to {after[axis]}; a growth only adds units"
-            )
-        if after[axis] == before[axis] or axis == "layer":
-            continue
-        if axis not in KIND:
-            raise UserError(
-                f"model.{key}: cannot grow from {before[axis]} to {after[axis]}; {_instead(key, before[axis])}"
-            )
-        shared = old.shares_layers or new.shares_layers
-        recipe = grow.recipe_for("layers" if axis == "stored_layer" and not shared else key)
-        maps[axis], names[axis] = _by_recipe(key, recipe, before[axis], after[axis]), recipe
-    plan = GrowthPlan(layout, before, after, maps, names, grow.moments)
-    if grow.require_exact and not plan.exact:
-        axis, reason = next(iter(plan.inexact.items()))
-        raise UserError(f"grow.require_exact: axis {axis}: {reason}; change the size, or drop require_exact")
-    return plan
-
-
-def _by_recipe(key: str, recipe: str, old: int, new: int) -> AxisMap:
-    try:
-        return RECIPES[recipe](old, new)
-    except UserError as error:
-        raise UserError(f"grow.{key}: {error}") from None
-
-
-def _instead(key: str, old: int) -> str:
-    if key == "head_size":
-        return f"it stands inside the attention's scale; give head_size: {old} and grow heads"
-    return f"no recipe here grows this axis; keep {old}"
+def _composed(first: AxisMap | DenseMap, later: AxisMap | DenseMap) -> AxisMap | DenseMap:
+    if isinstance(first, AxisMap) and isinstance(later, AxisMap):
+        return first.then(later)
+    dense = [each if isinstance(each, DenseMap) else DenseMap(*each.matrices()) for each in (first, later)]
+    return dense[0].then(dense[1])

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from growth_ds.config import Grow, Model
 from growth_ds.engine.state import TensorState
-from growth_ds.growth.apply import grow_state
-from growth_ds.growth.plan import GrowthPlan, make_plan
+from growth_ds.growth.plan import GrowthPlan
+from growth_ds.growth.planner import make_plan
+from growth_ds.growth.state import grow_state
 from growth_ds.model.bert import Bert
 from growth_ds.model.layout import FIXED, layout
 
@@ -34,7 +35,7 @@ def changed(model: Model, **changes: Any) -> Model:
 
 def plan_of(old: Model, new: Model, **grow: Any) -> GrowthPlan:
     """The plan between two models."""
-    return make_plan(layout(old), old, new, Grow.model_validate(grow), FIXED)
+    return make_plan(layout, old, new, Grow.model_validate(grow), FIXED)
 
 
 def randomise(module: torch.nn.Module, seed: int, std: float = 0.3) -> None:
@@ -64,6 +65,7 @@ def grown_bert(bert: Bert, plan: GrowthPlan, model: Model) -> Bert:
         for name, parameter in grown.named_parameters():
             state = grow_state(plan, name, lambda old: TensorState(weights[old].detach(), None, None, 0))
             parameter.copy_(state.weight)
+    grown.ramp = plan.ramp.at(0.0) if plan.ramp else None
     return grown
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from growth_ds.config import Model
-from growth_ds.growth.apply import grow, source_of
+from growth_ds.growth.apply import grow
 from growth_ds.growth.plan import GrowthPlan
+from growth_ds.growth.state import source_of
 from growth_ds.model.bert import Bert
 from tests.growth.models import Rows, changed, delta, grown_bert, loss, plan_of, random_bert, rows, small
 from tests.growth.strategies import MODELS, exact_growth, uneven_growth

@@ -11,8 +11,8 @@ from torch import Tensor
 from growth_ds.config import Model
 from growth_ds.engine.state import TensorState
 from growth_ds.errors import UserError
-from growth_ds.growth.apply import grow_state
 from growth_ds.growth.plan import GrowthPlan
+from growth_ds.growth.state import grow_state
 from growth_ds.interop.huggingface import Imported, read_huggingface, write_huggingface
 from growth_ds.model.bert import Bert
 from tests.growth.models import changed, delta, plan_of, random_bert, rows, small

@@ -1,0 +1,189 @@
+"""From two models and a `grow:` block to a plan: which recipe does what on which axis, or one line why it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from growth_ds.axes import Layout
+from growth_ds.config import AXES, Grow, Model
+from growth_ds.errors import UserError
+from growth_ds.growth.axis_map import KIND, AxisMap
+from growth_ds.growth.plan import GrowthPlan
+from growth_ds.growth.ramp import Ramp, norm_weights
+from growth_ds.growth.recipe import Ask, Grown, Recipe
+from growth_ds.growth.recipes import find_recipe, that_grow
+
+FIXED_KEYS = ("norm", "activation")
+"""Keys of a model that are not sizes and that no growth may change: they alter the function itself."""
+Rows = Callable[[Model], Layout]
+
+
+def make_plan(
+    rows: Rows, old: Model, new: Model, grow: Grow, fixed: Mapping[str, int], limit: int | None = None
+) -> GrowthPlan:
+    """Resolve the growth between two models.
+
+    `rows` gives the layout of a model, `fixed` the sizes of the axes that every model has (query/key/value and so on),
+    `limit` the steps of the stage, in which a ramp must end. Raises UserError: an axis that shrinks or cannot grow, a
+    recipe that is not there or cannot do these sizes, a key that no growth may change, `require_exact` unmet.
+    """
+    _check_keys(old, new)
+    before, after = {**old.sizes(), **fixed}, {**new.sizes(), **fixed}
+    grown: dict[str, Grown] = {}
+    names: dict[str, str] = {}
+    steps = grow.ramp or 0
+    for key, axis in _growing(old, new, before, after):
+        named = grow.recipe_for(key)
+        ask = Ask(key, before[axis], after[axis], old, new, grow)
+        recipe, grown[axis] = _apply(named, ask)
+        names[axis] = named if isinstance(named, str) else "sources"
+        if grow.ramp is None and grown[axis].ramp:
+            steps = max(steps, min(recipe.ramp, limit) if recipe and limit else recipe.ramp if recipe else 0)
+    plan = GrowthPlan(
+        rows(new), before, after, {axis: each.map for axis, each in grown.items()}, names, grow,
+        {pattern: rules for each in grown.values() for pattern, rules in each.overrides.items()},
+        _ramp(grow, grown, steps, limit), frozenset(set(rows(new)) - set(rows(old))), (old, new),
+    )  # fmt: skip
+    if grow.require_exact and not plan.exact:
+        axis, reason = next(iter(plan.inexact.items()))
+        raise UserError(f"grow.require_exact: axis {axis}: {reason}; change the size, or drop require_exact")
+    return plan
+
+
+def _check_keys(old: Model, new: Model) -> None:
+    for key in FIXED_KEYS:
+        if getattr(old, key) != getattr(new, key):
+            raise UserError(
+                f"model.{key}: a growth cannot change it from {getattr(old, key)} to {getattr(new, key)}; keep it"
+            )
+    if old.nsp and not new.nsp:
+        raise UserError("model.nsp: a growth cannot take the next-sentence head away; keep nsp: true")
+    if old.norm_eps != new.norm_eps and old.norm != "pre":
+        raise UserError(f"model.norm_eps: a growth cannot change it from {old.norm_eps:g} to {new.norm_eps:g}; keep it")
+
+
+def _growing(old: Model, new: Model, before: Mapping[str, int], after: Mapping[str, int]) -> list[tuple[str, str]]:
+    """(config key, axis) of every axis that gets longer. Raises UserError for one that may not."""
+    found = []
+    for key, axis in AXES.items():
+        if after[axis] < before[axis]:
+            raise UserError(
+                f"model.{key}: cannot shrink from {before[axis]} to {after[axis]}; a growth only adds units"
+            )
+        if after[axis] == before[axis] or axis == "layer":
+            continue
+        if axis not in KIND:
+            raise UserError(
+                f"model.{key}: cannot grow from {before[axis]} to {after[axis]}; it stands in the attention's scale; "
+                f"give head_size: {before[axis]} and grow heads"
+            )
+        shared = old.shares_layers or new.shares_layers
+        found.append(("layers" if axis == "stored_layer" and not shared else key, axis))
+    return found
+
+
+def _apply(named: Any, ask: Ask) -> tuple[Recipe | None, Grown]:
+    """The recipe's answer for one axis. Raises UserError that names axis, sizes and the recipes that would do."""
+    where = f"grow.{ask.key}"
+    if not isinstance(named, str):
+        return None, Grown(_given(where, named, ask))
+    try:
+        recipe = find_recipe(named)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if ask.key not in recipe.axes:
+        raise UserError(
+            f"{where}: recipe {recipe.name} does not grow {ask.key} ({ask.old} -> {ask.new}); {_instead(ask)}"
+        )
+    try:
+        answer = recipe.apply(ask)
+    except UserError as error:
+        raise UserError(f"{where}: {error}; {_instead(ask)}") from None
+    except ValueError as error:
+        raise UserError(f"{where}: recipe {recipe.name}, {ask.old} -> {ask.new}: {error}") from None
+    grown = answer if isinstance(answer, Grown) else Grown(answer)
+    _check_answer(where, recipe.name, ask, grown)
+    return recipe, grown
+
+
+def _check_answer(where: str, name: str, ask: Ask, grown: Grown) -> None:
+    """A recipe of the user's may answer anything."""
+    if not isinstance(grown.map, AxisMap):
+        raise UserError(f"{where}: recipe {name} returns {type(grown.map).__name__}, not an AxisMap")
+    if (grown.map.old, grown.map.new) != (ask.old, ask.new):
+        raise UserError(
+            f"{where}: recipe {name} maps {grown.map.old} -> {grown.map.new} units, asked were {ask.old} -> {ask.new}"
+        )
+    if ask.key in ("layers", "stored_layers") and bool(grown.map.is_fresh.any()):
+        raise UserError(f"{where}: recipe {name} leaves layers without a source; copy one and use a gate or overrides")
+
+
+def _given(where: str, given: Any, ask: Ask) -> AxisMap:
+    """A list of sources written out in the config."""
+    source = torch.tensor(given.source, dtype=torch.int64)
+    if source.numel() != ask.new:
+        raise UserError(f"{where}.source: {source.numel()} units are listed, {ask.old} -> {ask.new} needs {ask.new}")
+    try:
+        if given.share is None:
+            missing = sorted(set(range(ask.old)) - set(given.source))
+            if missing:
+                raise UserError(f"{where}.source: old unit {missing[0]} has no copy; list every unit below {ask.old}")
+            if max(given.source) >= ask.old:
+                raise UserError(f"{where}.source: unit {max(given.source)} is not below {ask.old}")
+            return AxisMap.even(source, ask.old)
+        return AxisMap(source, torch.tensor(given.share, dtype=torch.float64), ask.old)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _instead(ask: Ask) -> str:
+    """The recipes that would do."""
+    able = []
+    for recipe in that_grow(ask.key):
+        try:
+            recipe.apply(ask)
+        except UserError:
+            continue
+        if recipe.name != "identity":
+            able.append(recipe.name)
+    return f"{ask.old} -> {ask.new} can: {', '.join(able)}" if able else f"no recipe can; keep {ask.old}"
+
+
+def _ramp(grow: Grow, grown: Mapping[str, Grown], steps: int, limit: int | None) -> Ramp | None:
+    """The numbers that the forward uses for a while, of all axes together."""
+    start = {key: value for each in grown.values() for key, value in each.ramp.items()}
+    hidden = grown.get("hidden")
+    if grow.ramp and hidden is not None and not hidden.map.is_even and not hidden.ramp and not hidden.map.raw:
+        start["norm"] = norm_weights(hidden.map.share)  # any uneven width can be eased in
+    if not start:
+        return None
+    if not steps:
+        raise UserError("grow.ramp: 0 steps, and this recipe starts behind masks or weights; give steps, at least 1")
+    if limit is not None and steps > limit:
+        raise UserError(f"grow.ramp: {steps} steps do not end within the stage's {limit}; make it at most {limit}")
+    return Ramp(steps, start)
+
+
+def plan_from_json(rows: Rows, record: Mapping[str, Any], fixed: Mapping[str, int]) -> GrowthPlan:
+    """The plan of a ledger record, resolved again.
+
+    Raises ValueError if its recipes resolve to another digest: another version of a recipe, or a damaged record.
+    """
+    try:
+        if record["parts"]:
+            plan = plan_from_json(rows, record["parts"][0], fixed)
+            for part in record["parts"][1:]:
+                plan = plan.then(plan_from_json(rows, part, fixed))
+        else:
+            old, new = (Model.model_validate(model) for model in record["models"])
+            plan = make_plan(rows, old, new, Grow.model_validate(record["grow"]), fixed, record["ramp_steps"] or None)
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        raise ValueError(
+            f"plan {str(record.get('digest'))[:12]} has recipes that cannot be resolved: {error}"
+        ) from None
+    if plan.digest() != record["digest"]:
+        raise ValueError(f"plan digest {record['digest'][:12]} does not match its recipes ({plan.digest()[:12]})")
+    return plan

@@ -1,0 +1,66 @@
+"""The recipes that have a name, and how one is found: by name, or as a Python file of the user's."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from growth_ds.errors import UserError
+from growth_ds.growth.axis_map import AxisMap
+from growth_ds.growth.recipe import Ask, Recipe, recipe
+from growth_ds.growth.recipes import copies, depth, lookup, width
+
+
+def _in(module: ModuleType) -> list[Recipe]:
+    return [value for value in vars(module).values() if isinstance(value, Recipe)]
+
+
+@recipe("add-nsp", axes=("nsp",), exact={"nsp": "always"})
+def add_nsp(ask: Ask) -> AxisMap:
+    """A pooler and the next-sentence head, drawn anew; nothing that was there changes."""
+    raise UserError("add-nsp grows no axis; it is what a model with nsp: true after one without it gets")
+
+
+RECIPES: dict[str, Recipe] = {each.name: each for module in (copies, depth, width, lookup) for each in _in(module)} | {
+    add_nsp.name: add_nsp
+}
+"""Recipe name, as in `grow:` blocks and `--recipe`, -> recipe."""
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by its name or by the path of a Python file that makes one with `@recipe`. Raises UserError."""
+    if name.endswith(".py"):
+        return _from_file(Path(name))
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.5)
+        fix = f"did you mean '{near[0]}'?" if near else "growth-ds recipes lists them"
+        raise UserError(f"no recipe '{name}'; {fix}")
+    return RECIPES[name]
+
+
+def _from_file(path: Path) -> Recipe:
+    if not path.is_file():
+        raise UserError(f"{path}: no such recipe file; give the path of a Python file")
+    spec = importlib.util.spec_from_file_location(f"growth_ds_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path}: cannot be loaded as Python")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file does: one line, with its place
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise UserError(f"{path}{line}: {type(error).__name__}: {error}; mend the recipe file") from None
+    own = [each for each in _in(module) if each.apply.__module__ == module.__name__]
+    if len(own) != 1:
+        raise UserError(f"{path}: makes {len(own)} recipes; decorate one function with growth_ds.growth.recipe.recipe")
+    return own[0]
+
+
+def that_grow(key: str) -> list[Recipe]:
+    """The recipes that grow an axis."""
+    return [each for each in RECIPES.values() if key in each.axes]
+
+
+__all__ = ["RECIPES", "Ask", "AxisMap", "Recipe", "find_recipe", "recipe", "that_grow"]

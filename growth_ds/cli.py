@@ -99,29 +99,44 @@ def train(
         raise typer.Exit(train_here(run, folder, resume == "auto", stop))
 
 
-@app.command(epilog="Example: growth-ds grow runs/demo --to configs/model/base.yaml --recipe tile --out grown")
+@app.command(epilog="Example: growth-ds grow runs/demo --recipe stack --times 2 --out grown")
 def grow(
     source: CheckpointPath,
-    to: Annotated[Path, typer.Option(help="YAML with the keys of a `model:` block; missing ones stay.")],
-    recipe: Annotated[str, typer.Option(help="tile, interleave, identity, or a YAML with keys of a `grow:` block.")],
+    recipe: Annotated[str, typer.Option(help="A name (`growth-ds recipes`), a Python file, or a YAML `grow:` block.")],
     out: Annotated[Path, typer.Option(help="Folder of the grown checkpoint.")],
+    to: Annotated[Path | None, typer.Option(help="YAML with the keys of a `model:` block; missing ones stay.")] = None,
+    times: Annotated[int | None, typer.Option(min=2, help="Instead of --to: the recipe's axes, so often.")] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Say what happens to every tensor.")] = False,
     as_json: Json = False,
     force: Force = False,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="A key of the `grow:` block: ramp=500.")] = None,
 ) -> None:
     """Grow a checkpoint: weights and, if it has them, both Adam moments."""
     from growth_ds import offline
     from growth_ds.config_file import load_grow, load_model
-    from growth_ds.planning import describe
+    from growth_ds.planning import describe, enlarged
 
+    if (to is None) == (times is None):
+        raise UserError("grow: give either --to MODEL.yaml or --times N")
+    policy = load_grow(recipe, overrides=sets or ())
     checkpoint = offline.find_checkpoint(source)
-    target, policy = load_model(to, checkpoint.model), load_grow(recipe)
+    target = load_model(to, checkpoint.model) if to else enlarged(checkpoint.model, policy, times or 1)
     made = offline.grow_checkpoint(checkpoint, target, policy, out, force)
     if as_json:
-        typer.echo(json.dumps(made.to_json(), indent=1))
+        record = made.to_json() | ({"tensors": made.tensors()} if tensors else {})
+        typer.echo(json.dumps(record, indent=1))
     else:
-        for line in describe(made) or ["no axis grew"]:
+        for line in describe(made, tensors) or ["no axis grew"]:
             typer.echo(line)
         typer.echo(f"{out}: {'exact' if made.exact else 'not exact'}, digest {made.digest()[:12]}")
+
+
+@app.command(epilog="Example: growth-ds recipes --json")
+def recipes(as_json: Json = False) -> None:
+    """List the growth methods: which axes they grow, when they keep the function, their paper."""
+    from growth_ds.planning import print_recipes, recipe_records
+
+    typer.echo(json.dumps(recipe_records(), indent=1)) if as_json else print_recipes()
 
 
 @app.command(epilog="Example: growth-ds evaluate runs/demo --store runs/demo/store --json")
@@ -132,6 +147,9 @@ def evaluate(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that are read at most.")] = 262144,
     logits: Annotated[Path | None, typer.Option(help="npz with ids, mask, types: write our logits for them.")] = None,
     out: Annotated[Path | None, typer.Option(help="npz for --logits: mlm [B,T,V] and nsp [B,2].")] = None,
+    ramp: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Progress of a growth's ramp; default: the checkpoint's own.")
+    ] = None,
     as_json: Json = False,
     force: Force = False,
 ) -> None:
@@ -142,12 +160,13 @@ def evaluate(
         raise UserError("evaluate: give either --store STORE, or --logits IN.npz with --out OUT.npz")
     checkpoint = offline.find_checkpoint(source)
     if store is not None:
-        record: dict[str, Any] = offline.evaluate_store(checkpoint, store, length, tokens)
+        record: dict[str, Any] = offline.evaluate_store(checkpoint, store, length, tokens, ramp)
         lines = [f"{key}: {value:.6g}" for key, value in record.items()]
     else:
         assert logits is not None
         assert out is not None
-        record = {key: list(shape) for key, shape in offline.evaluate_logits(checkpoint, logits, out, force).items()}
+        shapes = offline.evaluate_logits(checkpoint, logits, out, force, ramp)
+        record = {key: list(shape) for key, shape in shapes.items()}
         lines = [f"{out}: {key} {shape}" for key, shape in record.items()]
     typer.echo(json.dumps(record) if as_json else "\n".join(lines))
 
@@ -156,13 +175,16 @@ def evaluate(
 def export(
     source: CheckpointPath,
     out: Annotated[Path, typer.Option(help="Folder that transformers opens.")],
+    finish_ramp: Annotated[
+        bool, typer.Option("--finish-ramp", help="In the middle of a growth's ramp: its end.")
+    ] = False,
     force: Force = False,
 ) -> None:
     """Write a Hugging Face folder: config, safetensors, tokenizer."""
     from growth_ds import offline
 
     offline.check_free(out, force)
-    offline.export_checkpoint(offline.find_checkpoint(source), out, force)
+    offline.export_checkpoint(offline.find_checkpoint(source), out, force, finish_ramp)
     typer.echo(f"{out}: open with transformers.AutoModelForMaskedLM.from_pretrained('{out}')")
 
 

@@ -16,6 +16,8 @@ from growth_ds.config import Frozen, Grow, Model, Run, inherit_model
 from growth_ds.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
+GROW_FILES = (".yaml", ".yml", ".json")
+"""A recipe of the user's: `grow:` blocks in such a file, or Python."""
 
 
 def shipped(relative: str) -> Path:
@@ -72,7 +74,32 @@ def load_run(path: str | Path, overrides: Iterable[str] = ()) -> Run:
         for key in ("zero", "deepspeed"):
             if isinstance(engine.get(key), str):
                 engine[key] = _referenced(path, f"engine.{key}", engine[key])
+    for stage in tree["stages"] if isinstance(tree.get("stages"), list) else []:
+        if isinstance(stage, dict) and stage.get("grow") is not None:
+            stage["grow"] = _grow_block(path, stage["grow"])
     return validated(Run, tree, str(path))
+
+
+def _grow_block(config: Path, block: Any) -> Any:
+    """A `grow:` block with the files it names: a block in a file comes first, keys given beside it count."""
+    if isinstance(block, str):
+        block = {"recipe": block}
+    recipe = block.get("recipe") if isinstance(block, dict) else None
+    if isinstance(recipe, str) and Path(recipe).suffix in GROW_FILES:
+        given = {key: value for key, value in block.items() if key != "recipe"}
+        return {**read_yaml(_beside(config, recipe)), **given}
+    if not isinstance(block, dict):
+        return block
+    return {
+        key: str(_beside(config, value)) if isinstance(value, str) and value.endswith(".py") else value
+        for key, value in block.items()
+    }
+
+
+def _beside(config: Path, name: str) -> Path:
+    """A file named in a config: from the working directory, or from the config's own folder."""
+    beside = config.parent / name
+    return beside if not Path(name).exists() and beside.exists() else Path(name)
 
 
 def load_model(path: str | Path, previous: Model) -> Model:
@@ -81,13 +108,14 @@ def load_model(path: str | Path, previous: Model) -> Model:
     return validated(Model, inherit_model(previous.model_dump(), tree), str(path))
 
 
-def load_grow(name_or_path: str, require_exact: bool = False) -> Grow:
-    """A recipe by name, or a `grow:` block in a file."""
-    if Path(name_or_path).suffix in (".yaml", ".yml", ".json"):
-        tree = read_yaml(Path(name_or_path))
-        source = name_or_path
-    else:
-        tree, source = {"recipe": name_or_path}, "--recipe"
+def load_grow(name_or_path: str, require_exact: bool = False, overrides: Iterable[str] = ()) -> Grow:
+    """A recipe by name, by the path of a Python file, or a `grow:` block in a file; `overrides` are `key=value`."""
+    tree: dict[str, Any] = {"recipe": name_or_path}
+    source = "--recipe"
+    if Path(name_or_path).suffix in GROW_FILES:
+        tree, source = read_yaml(Path(name_or_path)), name_or_path
+    for override in overrides:
+        _set(tree, override)
     if require_exact:
         tree["require_exact"] = True
     return validated(Grow, tree, source)

@@ -19,6 +19,7 @@ import torch
 
 from growth_ds.checkpoint import Checkpoint, CheckpointWriter
 from growth_ds.config import Grow, Model, Run
+from growth_ds.during import During, ModelRates
 from growth_ds.engine import distributed
 from growth_ds.engine.state import TensorState
 from growth_ds.engine.zero import ZeroEngine
@@ -64,6 +65,8 @@ class Coordinator:
         self.run, self.folder, self.probe, self.tokenizer, self.say = run, folder, probe, tokenizer, say
         self.main = distributed.rank() == 0
         self.current: Checkpoint | None = None  # on rank 0: what `latest` names
+        self.during = During()
+        self.module: Bert | None = None
 
     def resume(self) -> Checkpoint | None:
         """On rank 0: find the checkpoint to go on from, every byte compared. Raises UserError."""
@@ -79,13 +82,24 @@ class Coordinator:
         stage = self.run.stages[index]
         old = Model.model_validate(facts["model"]) if facts else stage.model
         grown = bool(facts) and facts["stage"] != index
-        plan = growth_plan(old, stage.model, stage.grow if grown else Grow())
+        plan = growth_plan(old, stage.model, stage.grow if grown else Grow(), stage.total_steps)
+        self.during = During.of(facts)
+        if grown:
+            self.during = self.during.after(plan, position.step)
         started = time.monotonic()
         engine = self._build(index)
         self._inject(engine, stage.model, plan, source)
+        self.ramp_to(position.step)
         if not grown:
             return engine, None
         return engine, self._commit_growth(engine, index, position, plan, source, facts, started)
+
+    def ramp_to(self, step: int) -> float | None:
+        """Set the numbers by which the forward eases a growth in; their progress, None when there are none."""
+        assert self.module is not None
+        progress = self.during.progress(step)
+        self.module.ramp = None if progress is None or self.during.ramp is None else self.during.ramp.at(progress)
+        return progress
 
     def _source(self) -> tuple[Checkpoint | None, dict[str, Any]]:
         """The current checkpoint (on rank 0) and what all ranks must know of it; empty at the start of a run."""
@@ -102,9 +116,11 @@ class Coordinator:
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.zero_()
+        self.module = module
+        rates = ModelRates(stage.model, self.during.rates)
         return ZeroEngine(
             module,
-            parameter_groups(module.named_parameters(), stage.optim.weight_decay),
+            parameter_groups(module.named_parameters(), stage.optim.weight_decay, rates.uniform()),
             zero=engine.zero,
             precision=engine.precision,
             micro_batch=stage.batch.micro,
@@ -113,12 +129,21 @@ class Coordinator:
             optimizer={"lr": stage.optim.lr, "betas": stage.optim.betas, "eps": stage.optim.eps},
             extra=engine.deepspeed,
             filled_later=True,
+            update_scale=rates.update_scale if self.during.rates else None,
         )
 
     def _inject(self, engine: ZeroEngine, model: Model, plan: GrowthPlan, source: Checkpoint | None) -> None:
         """Transform on rank 0 and re-shard, one tensor at a time."""
         for name in parameter_shapes(model):
-            engine.state.write(name, self._grown(model, plan, source, name) if self.main else None)
+            state, problem = None, None
+            try:
+                state = self._grown(model, plan, source, name) if self.main else None
+            except ValueError as error:  # the other ranks are in `write` already: let it tell them, then say why
+                problem = UserError(f"{source.path if source else self.folder.path}: {error}")
+            try:
+                engine.state.write(name, state)
+            except ValueError:
+                raise problem or AssertionError(f"{name}: the grown state does not fit the engine") from None
 
     def _grown(self, model: Model, plan: GrowthPlan, source: Checkpoint | None, name: str) -> TensorState:
         if source is None:
@@ -142,6 +167,7 @@ class Coordinator:
             "loss_after": after["loss"],
             "accuracy_before": before["accuracy"],
             "accuracy_after": after["accuracy"],
+            **({"ramp": {"steps": plan.ramp.steps, "of": sorted(plan.ramp.start)}} if plan.ramp else {}),
             "seconds": round(time.monotonic() - started, 3),
         }
         moved = abs(after["loss"] - before["loss"])
@@ -174,6 +200,7 @@ class Coordinator:
         stage = self.run.stages[index]
         facts: dict[str, Any] = {"step": position.step, "stage": index, "seconds": round(position.seconds, 3)}
         facts["run"], facts["name"], facts["precision"] = self.run.digest(), self.run.name, engine.precision
+        facts |= self.during.facts(position.step)
         if self.run.stage_at(position.step)[0] != index:
             facts["probe"] = self.probe(engine, stage.length)
         path = self.folder.checkpoint_path(position.step, index)

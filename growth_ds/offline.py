@@ -15,6 +15,7 @@ import torch
 from growth_ds.checkpoint import MANIFEST, Checkpoint, CheckpointWriter, is_checkpoint, open_verified
 from growth_ds.config import Data, Grow, Model
 from growth_ds.coordinator import growth_plan
+from growth_ds.during import During
 from growth_ds.engine.state import TensorState
 from growth_ds.errors import UserError
 from growth_ds.growth.plan import GrowthPlan
@@ -61,13 +62,25 @@ def write_checkpoint(
 
 def grow_checkpoint(source: Checkpoint, target: Model, grow: Grow, out: Path, force: bool) -> GrowthPlan:
     """Write the grown checkpoint. Raises UserError for a growth that cannot be, before anything is written."""
+    during, step = During.of(source.facts), int(source.facts.get("step", 0))
+    if during.progress(step) is not None:
+        raise UserError(f"{source.path}: is in the middle of a growth's ramp; train it to the ramp's end, then grow it")
     plan = growth_plan(source.model, target, grow)
     facts = {**source.facts, "grown": [*source.facts.get("grown", []), plan.to_json()]}
-    facts.pop("probe", None)
+    for key in ("probe", "ramp", "lr"):
+        facts.pop(key, None)
+    facts |= during.after(plan, step).facts(step)
+
+    def read(name: str) -> TensorState:
+        try:
+            return grow_state(plan, name, source.read)
+        except ValueError as error:
+            raise UserError(f"{source.path}: {error}") from None
+
     write_checkpoint(
         out,
         target,
-        lambda name: grow_state(plan, name, source.read),
+        read,
         facts,
         moments=source.moments and plan.moments == "carry",
         tokenizer=source.tokenizer,
@@ -109,26 +122,43 @@ def tokenizer_only(folder: Path, near: Path) -> Path:
     return temporary
 
 
-def export_checkpoint(source: Checkpoint, out: Path, force: bool) -> None:
-    """A checkpoint as a folder that transformers opens. Raises UserError for a shape it cannot hold."""
+def export_checkpoint(source: Checkpoint, out: Path, force: bool, finish_ramp: bool = False) -> None:
+    """A checkpoint as a folder that transformers opens. Raises UserError for a shape it cannot hold.
+
+    In the middle of a ramp the plain model is another function than the one that was trained: `finish_ramp` exports it
+    all the same.
+    """
     from growth_ds.interop.huggingface import write_huggingface
 
+    progress = During.of(source.facts).progress(int(source.facts.get("step", 0)))
+    if progress is not None and not finish_ramp:
+        raise UserError(
+            f"{source.path}: is in the middle of a growth's ramp (progress {progress:g}), which a plain BERT cannot "
+            "hold; train to its end, or give --finish-ramp to export what it will end in"
+        )
     write_huggingface(source.model, lambda name: source.tensor("weight", name), out, source.tokenizer, force)
 
 
-def load_module(source: Checkpoint) -> Bert:
-    """The model of a checkpoint, fp32, in eval mode."""
+def load_module(source: Checkpoint, progress: float | None = None) -> Bert:
+    """The model of a checkpoint, fp32, in eval mode; its ramp where the checkpoint stands, or at `progress`."""
     with torch.device("meta"):
         module = Bert(source.model)
     module.to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(source.tensor("weight", name))
+    during = During.of(source.facts)
+    if progress is None:
+        progress = during.progress(int(source.facts.get("step", 0)))
+    if during.ramp is not None and progress is not None:
+        module.ramp = during.ramp.at(progress)
     return module.eval()
 
 
-def evaluate_logits(source: Checkpoint, inputs: Path, out: Path, force: bool) -> dict[str, tuple[int, ...]]:
-    """Our own forward on given rows.
+def evaluate_logits(
+    source: Checkpoint, inputs: Path, out: Path, force: bool, progress: float | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Our own forward on given rows, in a growth's ramp where the checkpoint stands, or at `progress`.
 
     `inputs`: npz with `ids` [B, T] and, if wanted, `mask` [B, T] (1 = token, 0 = padding) and `types` [B, T].
     Writes npz with `mlm` [B, T, V] and, if the model has the head, `nsp` [B, 2], float32. Returns their shapes.
@@ -141,7 +171,7 @@ def evaluate_logits(source: Checkpoint, inputs: Path, out: Path, force: bool) ->
     mask, types = given.get("mask", torch.ones_like(ids)), given.get("types", torch.zeros_like(ids))
     _check_inputs(inputs, source.model, {"ids": ids, "mask": mask, "types": types})
     with torch.no_grad():
-        mlm, nsp = load_module(source).predict(ids, types, None if bool(mask.all()) else mask.bool())
+        mlm, nsp = load_module(source, progress).predict(ids, types, None if bool(mask.all()) else mask.bool())
     logits = {"mlm": mlm.numpy()} | ({} if nsp is None else {"nsp": nsp.numpy()})
     temporary = out.with_name(f".{out.name}.tmp.npz")
     np.savez(temporary, **logits)  # type: ignore[arg-type]
@@ -176,7 +206,9 @@ def _check_inputs(path: Path, model: Model, arrays: dict[str, torch.Tensor]) -> 
             raise UserError(f"{path}: {key} must lie in [0, {limit}), found {low if low < 0 else high}")
 
 
-def evaluate_store(source: Checkpoint, store: Path, length: int | None, tokens: int) -> dict[str, Any]:
+def evaluate_store(
+    source: Checkpoint, store: Path, length: int | None, tokens: int, progress: float | None = None
+) -> dict[str, Any]:
     """MLM loss and accuracy on a store's validation split, masks fixed; its unigram entropy. Raises UserError."""
     from growth_ds.data.text import Text
     from growth_ds.evaluate.mlm import PlainEvaluator, Validation, unigram_entropy
@@ -191,7 +223,7 @@ def evaluate_store(source: Checkpoint, store: Path, length: int | None, tokens: 
             "prepare the text with the model's own tokenizer"
         )
     validation = Validation(text, length, tokens)
-    measured = validation.measure(PlainEvaluator(load_module(source)))
+    measured = validation.measure(PlainEvaluator(load_module(source, progress)))
     rows = validation.rows(length)
     entropy = unigram_entropy(text.validation_counts())
     return {**measured, "unigram_entropy": entropy, "rows": rows, "length": length, "step": source.facts.get("step", 0)}

@@ -6,10 +6,12 @@ import sys
 from itertools import pairwise
 from typing import Any
 
-from growth_ds.config import Run, Stage
+from growth_ds.config import Grow, Model, Run, Stage, inherit_model
 from growth_ds.errors import UserError
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.planner import make_plan
+from growth_ds.growth.recipe import WIDTHS
+from growth_ds.growth.recipes import RECIPES, find_recipe
 from growth_ds.model import cost
 from growth_ds.model.layout import FIXED, layout
 
@@ -36,7 +38,7 @@ def scratch_of(run: Run) -> Run:
     last = run.stages[-1]
     budget = sum(stage.total_steps * stage_flops(run, stage) for stage in run.stages)
     steps = max(1, budget // stage_flops(run, last))
-    stage = last.model_copy(update={"steps": steps, "tokens": None})
+    stage = last.model_copy(update={"steps": steps, "tokens": None, "grow": Grow()})
     chunk = run.data.chunk or max(each.length for each in run.stages)
     data = run.data.model_copy(update={"chunk": chunk})
     return run.model_copy(update={"name": f"{run.name}-scratch", "stages": (stage,), "data": data})
@@ -82,12 +84,22 @@ def plan_run(run: Run, ranks: int) -> dict[str, Any]:
     }
 
 
-def describe(plan: GrowthPlan) -> list[str]:
-    """One line for each axis that grows."""
+def describe(plan: GrowthPlan, tensors: bool = False) -> list[str]:
+    """One line for each axis that grows, for what follows it for a while, and, if asked for, for each tensor."""
     lines = []
     for record in plan.axes():
         exact = "exact" if record["exact"] else f"not exact: {record['reason']}"
         lines.append(f"{record['axis']} {record['old']} -> {record['new']} ({record['recipe']}), {exact}")
+    if plan.ramp:
+        lines.append(f"ramp of {plan.ramp.steps} steps: {', '.join(sorted(plan.ramp.start))}")
+    for record in plan.rates() if plan.grow.lr != "keep" else []:
+        how = "a parameter group" if record["uniform"] else "a vector"
+        if plan.grow.lr == "mean" and not record["uniform"]:
+            how = f"the mean of a vector, off by up to {record['worst_of_mean']:.0%}"
+        lines.append(f"learning rate of readers of {record['axis']}: x{record['mean']:.4g}, {how}")
+    for record in plan.tensors() if tensors else []:
+        replaced = "".join(f"; layer {layer}: {value}" for layer, value in record["replaced"].items())
+        lines.append(f"{record['name']} {record['old']} -> {record['new']}: {record['what']}{replaced}")
     return lines
 
 
@@ -117,3 +129,37 @@ def print_plan(record: dict[str, Any]) -> None:
         f"ratio {record['flops_ratio']:.3f}",
         highlight=False,
     )
+
+
+def enlarged(model: Model, grow: Grow, times: int) -> Model:
+    """The model with the axes of the recipe `times` as large: layers for depth, hidden, heads and FFN for width.
+
+    Raises UserError for a recipe that names no common factor.
+    """
+    recipe = find_recipe(grow.recipe)
+    if recipe.axes == ("stored_layers",):
+        return Model.model_validate({**model.model_dump(), "stored_layers": model.stored_layers * times})
+    keys = [key for key in recipe.axes if key in WIDTHS] or [key for key in recipe.axes if key == "layers"]
+    if recipe.name == "compound":
+        keys = ["layers", "ffn"]
+    if not keys:
+        raise UserError(f"--times: recipe {recipe.name} has no axis with a factor; give --to with the model's sizes")
+    changes = {key: times * getattr(model, key) for key in keys}
+    return Model.model_validate(inherit_model(model.model_dump(), changes))
+
+
+def recipe_records() -> list[dict[str, Any]]:
+    """What `growth-ds recipes --json` prints."""
+    return [recipe.record() for recipe in RECIPES.values()]
+
+
+def print_recipes() -> None:
+    """The recipes as a table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("recipe", "what it does", "exact", "ramp", "paper", show_lines=True)
+    for recipe in RECIPES.values():
+        exact = "\n".join(f"{key}: {recipe.exact.get(key, 'never')}" for key in recipe.axes)
+        table.add_row(recipe.name, recipe.summary, exact, str(recipe.ramp or ""), recipe.paper)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -195,10 +195,12 @@ class Trainer:
             rate = learning_rate(self.run, self.position.step)
             if self.dropout[index]:
                 torch.manual_seed(hash((self.run.seed, self.position.step, self.rank)) & (2**63 - 1))
+            progress = self.coordinator.ramp_to(self.position.step)
             result = engine.step(on_device, rate, bool(self.stop))
             elapsed = time.monotonic() - started
             self.position = Position(self.position.step + 1, self.position.seconds + elapsed)
-            self._record(index, result, rate, elapsed)
+            self.coordinator.ramp_to(self.position.step)  # what is measured from here on belongs to this step
+            self._record(index, result, rate, elapsed, progress)
             step, (_, done) = self.position.step, self.run.stage_at(self.position.step)
             if index > 0 and done == LAG_STEPS:
                 self._lag(engine, index)
@@ -224,12 +226,14 @@ class Trainer:
             left -= done
         return {"tokens": tokens, "flops": flops, "seconds": round(self.position.seconds, 3)}
 
-    def _record(self, index: int, result: StepResult, rate: float, elapsed: float) -> None:
+    def _record(self, index: int, result: StepResult, rate: float, elapsed: float, progress: float | None) -> None:
         """One training step into metrics.jsonl, TensorBoard and the progress line."""
         stage = self.run.stages[index]
         tokens = stage.batch.global_ * stage.length
         record = {"step": self.position.step, "stage": index, "loss": result.loss, **result.losses, "lr": rate}
         record |= {"grad_norm": result.grad_norm, **self._totals(), "tokens_per_s": round(tokens / elapsed, 1)}
+        if progress is not None:
+            record["ramp"] = progress
         if result.skipped:
             record["skipped"] = True
         if self.rank == 0:

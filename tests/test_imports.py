@@ -28,13 +28,14 @@ ROOMS: dict[str, set[str]] = {
     "ops": {"config"},
     "data": {"config"},
     "model": {"config", "ops"},
-    "engine": {"config"},  # it is handed a module
     "optim": {"config", "ops"},
+    "engine": {"config", "optim"},  # it is handed a module
     "planning": BASE | {"growth", "model"},
     "policy": BASE | {"progress"},
     "checkpoint": PARTS,
     "run_folder": BASE | {"checkpoint"},
-    "coordinator": PARTS | {"checkpoint", "run_folder"},
+    "during": BASE | {"growth", "model"},
+    "coordinator": PARTS | {"checkpoint", "during", "run_folder"},
     "evaluate": PARTS | {"data"},
     "interop": PARTS | {"checkpoint", "data"},
     "report": BASE | {"model", "checkpoint", "run_folder"},

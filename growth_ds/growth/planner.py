@@ -30,6 +30,7 @@ def make_plan(
     `limit` the steps of the stage, in which a ramp must end. Raises UserError: an axis that shrinks or cannot grow, a
     recipe that is not there or cannot do these sizes, a key that no growth may change, `require_exact` unmet.
     """
+    _check_names(grow)
     _check_keys(old, new)
     before, after = {**old.sizes(), **fixed}, {**new.sizes(), **fixed}
     grown: dict[str, Grown] = {}
@@ -51,6 +52,17 @@ def make_plan(
         axis, reason = next(iter(plan.inexact.items()))
         raise UserError(f"grow.require_exact: axis {axis}: {reason}; change the size, or drop require_exact")
     return plan
+
+
+def _check_names(grow: Grow) -> None:
+    """Every recipe that is named is there, also where nothing grows by it."""
+    for key in ("recipe", *AXES):
+        named = getattr(grow, key, None)
+        if isinstance(named, str):
+            try:
+                find_recipe(named)
+            except UserError as error:
+                raise UserError(f"grow.{key}: {error}") from None
 
 
 def _check_keys(old: Model, new: Model) -> None:
@@ -90,10 +102,7 @@ def _apply(named: Any, ask: Ask) -> tuple[Recipe | None, Grown]:
     where = f"grow.{ask.key}"
     if not isinstance(named, str):
         return None, Grown(_given(where, named, ask))
-    try:
-        recipe = find_recipe(named)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    recipe = find_recipe(named)
     if ask.key not in recipe.axes:
         raise UserError(
             f"{where}: recipe {recipe.name} does not grow {ask.key} ({ask.old} -> {ask.new}); {_instead(ask)}"

@@ -1,0 +1,80 @@
+"""What a growth leaves behind: a ramp in the forward, and learning-rate multipliers. Both live in checkpoints.
+
+Neither is a parameter and neither has a history: the ramp is a function of the step counter, the multipliers of the
+growths so far. A checkpoint's facts hold them under `ramp` and `lr`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from growth_ds.axes import expand
+from growth_ds.config import Model
+from growth_ds.growth.plan import GrowthPlan
+from growth_ds.growth.ramp import Ramp
+from growth_ds.growth.rates import Rates, next_rates, scale_of, scale_range
+from growth_ds.model import layout
+
+
+@dataclass(frozen=True, eq=False)
+class During:
+    """Between a growth and its end."""
+
+    ramp: Ramp | None = None
+    since: int = 0
+    """Optimizer steps done when the ramp began."""
+    rates: Rates = field(default_factory=dict)
+
+    @staticmethod
+    def of(facts: Mapping[str, Any]) -> During:
+        """As a checkpoint's facts say it. A ramp that has ended is not there."""
+        record = facts.get("ramp")
+        rates = {axis: torch.tensor(values, dtype=torch.float64) for axis, values in facts.get("lr", {}).items()}
+        if record is None:
+            return During(rates=rates)
+        return During(Ramp.from_json(record), record["since"], rates)
+
+    def after(self, plan: GrowthPlan, step: int) -> During:
+        """What holds after a growth at `step`."""
+        return During(plan.ramp, step, next_rates(plan.grow.lr, plan.maps, self.rates))
+
+    def progress(self, step: int) -> float | None:
+        """Progress of the ramp in [0, 1) when `step` optimizer steps are done; None without one or after its end."""
+        if self.ramp is None or step - self.since >= self.ramp.steps:
+            return None
+        return self.ramp.progress(step - self.since)
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """For the checkpoint written at `step`; `of` reads it back to the bit."""
+        facts: dict[str, Any] = {}
+        progress = self.progress(step)
+        if self.ramp is not None and progress is not None:
+            facts["ramp"] = {**self.ramp.to_json(), "since": self.since, "progress": progress}
+        if self.rates:
+            facts["lr"] = {axis: values.tolist() for axis, values in self.rates.items()}
+        return facts
+
+
+class ModelRates:
+    """The multipliers of one model's parameters by name."""
+
+    def __init__(self, model: Model, rates: Rates) -> None:
+        self.rates, self.sizes = rates, layout.sizes(model)
+        names = expand(layout.layout(model), self.sizes)
+        self.rows = {name: layout.layout(model)[pattern] for name, (pattern, _) in names.items()}
+
+    def uniform(self) -> dict[str, float]:
+        """Name -> the one multiplier of a tensor, where it is one and not 1."""
+        scales = {name: scale_of(row, self.rates) for name, row in self.rows.items()}
+        return {name: scale for name, scale in scales.items() if scale is not None and scale != 1.0}
+
+    def update_scale(self, name: str, begin: int, end: int) -> Tensor | None:
+        """float32 [end - begin] multipliers of a flat slice, None for a tensor that has one or none."""
+        if scale_of(self.rows[name], self.rates) is not None:
+            return None
+        return scale_range(self.rows[name], self.sizes, self.rates, begin, end)

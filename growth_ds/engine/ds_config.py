@@ -95,7 +95,7 @@ def build(
         # ZeRO-0 in fp32 is clipped by ZeroEngine, which has to know the norm: DeepSpeed does not tell it there.
         "gradient_clipping": 0.0 if section["stage"] == 0 and precision == "fp32" else clip,
         "zero_optimization": section,
-        # torch's AdamW is on DeepSpeed's list; with CPU offload DeepSpeed would otherwise insist on compiling its own.
+        # Our AdamW gets onto DeepSpeed's list; with CPU offload DeepSpeed would otherwise insist on compiling its own.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,

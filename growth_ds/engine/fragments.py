@@ -16,12 +16,18 @@ answers one question, "which slice of this parameter is mine, and where", and ev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from growth_ds.optim.adamw import AdamW
+
+UpdateScale = Callable[[str, int, int], Tensor | None]
+"""(parameter name, begin, end) -> fp32 multipliers (end - begin,) of Adam's update for that slice of the flattened
+parameter, None where all are 1. Every rank asks for the slices that it holds."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Fragments:
 
     replicated = False  # True: every rank holds the whole parameter
 
-    def __init__(self, ds_optimizer: Any, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, ds_optimizer: Any, optimizer: AdamW) -> None:
         self.ds_optimizer = ds_optimizer
         self.optimizer = optimizer
 
@@ -116,7 +122,7 @@ class PlainFragments(Fragments):
 class CopyFragments(PlainFragments):
     """ZeRO-0 in 16 bits: FP16_UnfusedOptimizer keeps one fp32 copy per parameter."""
 
-    def __init__(self, ds_optimizer: Any, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, ds_optimizer: Any, optimizer: AdamW) -> None:
         super().__init__(ds_optimizer, optimizer)
         pairs = zip(ds_optimizer.fp16_groups, ds_optimizer.fp32_groups, strict=True)
         self._copies = {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
@@ -152,7 +158,7 @@ class Stage3Fragments(Fragments):
     sizes do not divide (stage3.py, set_full_hp_param); the padding is cut off here instead.
     """
 
-    def __init__(self, ds_optimizer: Any, optimizer: torch.optim.Optimizer, rank: int) -> None:
+    def __init__(self, ds_optimizer: Any, optimizer: AdamW, rank: int) -> None:
         super().__init__(ds_optimizer, optimizer)
         self.rank = rank
 
@@ -179,11 +185,35 @@ class Stage3Fragments(Fragments):
             param.data.copy_(full.view(tuple(param.ds_shape)))
 
 
+def multipliers(
+    fragments: Fragments, params: dict[str, nn.Parameter], update_scale: UpdateScale
+) -> dict[Tensor, Tensor]:
+    """Master -> fp32 multiplier of each of its elements, for `growth_ds.optim.adamw`; this rank's alone.
+
+    A master all of whose parameters have none is left out: it keeps torch's step. In the others 1 stands for the
+    parameters without and for the padding. Raises ValueError for a tensor of another size.
+    """
+    found: dict[Tensor, Tensor] = {}
+    for name, param in params.items():
+        fragment = fragments.locate(param)
+        if fragment is None:
+            continue
+        scale = update_scale(name, fragment.start, fragment.start + fragment.numel)
+        if scale is None:
+            continue
+        if tuple(scale.shape) != (fragment.numel,):
+            raise ValueError(f"{name}: update_scale gave {tuple(scale.shape)} for {fragment.numel} elements")
+        if fragment.master not in found:
+            found[fragment.master] = torch.ones_like(fragment.master, dtype=torch.float32, requires_grad=False)
+        fragment.of(found[fragment.master]).copy_(scale)
+    return found
+
+
 def for_engine(ds_engine: Any, rank: int) -> Fragments:
     """The description that fits DeepSpeed's optimizer class; RuntimeError for one that is unknown."""
     outer = ds_engine.optimizer
     kind = type(outer).__name__
-    if isinstance(outer, torch.optim.Optimizer):
+    if isinstance(outer, AdamW):
         return PlainFragments(outer, outer)
     if kind == "FP16_UnfusedOptimizer":
         return CopyFragments(outer, outer.optimizer)

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from growth_ds.engine import distributed, ds_config, scrub
 from growth_ds.engine.distributed import RankError
-from growth_ds.engine.fragments import for_engine
+from growth_ds.engine.fragments import UpdateScale, for_engine, multipliers
 from growth_ds.engine.scrub import live_engines
 from growth_ds.engine.state import TensorState
 from growth_ds.engine.zero_state import ZeroStore
 from growth_ds.errors import UserError
+from growth_ds.optim.adamw import AdamW
 
 __all__ = ["StepResult", "ZeroEngine", "live_engines"]
 
@@ -63,6 +64,8 @@ class ZeroEngine:
         optimizer: {"lr": ..., "betas": (b1, b2), "eps": ...}; `step` sets the lr that is used.
         extra: more DeepSpeed options, merged; UserError when one contradicts ours.
         filled_later: the caller writes every parameter through `state`, so the module's own values need no care.
+        update_scale: multipliers of Adam's update for each element (not of the decay), by name and slice; None: all 1.
+            A flat master with one that is not None costs 4 more bytes an element.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class ZeroEngine:
         optimizer: dict[str, Any],
         extra: dict[str, Any] | None = None,
         filled_later: bool = False,
+        update_scale: UpdateScale | None = None,
     ) -> None:
         self._precision = ds_config.resolve_precision(precision)
         self._accumulation = accumulation
@@ -98,6 +102,8 @@ class ZeroEngine:
         scrub.track(self._ds)
         self._fragments = for_engine(self._ds, distributed.rank())
         self._store = ZeroStore(self._fragments, params, shapes)
+        if update_scale is not None:
+            self._fragments.optimizer.multipliers = multipliers(self._fragments, params, update_scale)
         if self._stage == 0 and self._precision != "fp32":
             _accumulate_in_fp32(params, accumulation)
         if self._stage == 3:
@@ -278,18 +284,21 @@ def _check_groups(groups: ParamGroups, params: dict[str, nn.Parameter]) -> None:
 
 
 def _initialize(module: nn.Module, groups: ParamGroups, config: dict[str, Any], options: dict[str, Any]) -> Any:
-    """DeepSpeed's engine over a torch AdamW, so that no optimizer op is compiled at the start."""
+    """DeepSpeed's engine over our AdamW, which is torch's, so that no optimizer op is compiled at the start."""
     import deepspeed
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
     from pydantic import ValidationError
 
     distributed.quiet_deepspeed()
+    if AdamW not in ZERO_SUPPORTED_OPTIMIZERS:  # by type, not by base class: it would warn of an untested optimizer
+        ZERO_SUPPORTED_OPTIMIZERS.append(AdamW)
     # lr 0: FP16_UnfusedOptimizer steps once on zero gradients in its constructor, and AdamW would decay the weights.
     settings = {"lr": 0.0, "betas": tuple(options["betas"]), "eps": options["eps"]}
     tensors = [dict(group, params=list(group["params"])) for group in groups if group["params"]]
     try:
-        adamw = torch.optim.AdamW(tensors, fused=True, **settings)
+        adamw = AdamW(tensors, fused=True, **settings)
     except RuntimeError:  # a device or dtype without the fused kernel
-        adamw = torch.optim.AdamW(tensors, foreach=True, **settings)
+        adamw = AdamW(tensors, foreach=True, **settings)
     try:
         engine, _, _, _ = deepspeed.initialize(
             model=module, optimizer=adamw, config=config, dist_init_required=False, model_parameters=None

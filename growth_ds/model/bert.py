@@ -2,12 +2,14 @@
 
 Post-LN by default; `norm: pre` is transformers' MegatronBert (no norm after the embeddings, one after the last layer).
 The MLM head runs on the masked positions only, and its decoder is the word embedding.
+For a while after a growth the forward uses more than the weights: `Bert.ramp`.
 
 Shapes: B rows, T positions, H hidden, N heads, D head size, F ffn, V vocabulary, M predicted positions of a batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -16,6 +18,11 @@ from torch import Tensor, nn
 
 from growth_ds.config import Model
 from growth_ds.ops.attention import attention
+from growth_ds.ops.layer_norm import layer_norm
+
+Ramp = Mapping[str, Tensor]
+RAMPS = frozenset({"norm", "head.norm", "hidden", "ffn", "head", "gate"})
+"""Keys of a ramp; `Bert.ramp` says what each does."""
 
 
 class BatchLike(Protocol):
@@ -35,6 +42,26 @@ def _activation(name: str, x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh" if name == "gelu_new" else "none")
 
 
+class Norm(nn.LayerNorm):
+    """LayerNorm with weighted statistics and masked outputs, both optional.
+
+    A module that uses its own parameters in its own forward: ZeRO-3 gathers them for no one else.
+    """
+
+    def forward(self, x: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """x (..., H); weights (H,) of the elements in mean and variance; mask (H,) that multiplies the output."""
+        x = layer_norm(x, self.weight, self.bias, self.eps, weights)
+        return x if mask is None else x * mask.to(x)
+
+
+def _normed(norm: nn.Module, x: Tensor, ramp: Ramp | None, own: str = "norm") -> Tensor:
+    """x through the norm; `own` is the key of its weights, in place of those of all norms."""
+    if ramp is None:
+        return norm(x)
+    # By keyword, here and wherever a ramp is handed on: ZeRO-3's hooks rewrite the tensors of positional arguments.
+    return norm(x, weights=ramp.get(own, ramp.get("norm")), mask=ramp.get("hidden"))
+
+
 class Embeddings(nn.Module):
     """Word + learned position + segment, normalised in post-LN models."""
 
@@ -43,14 +70,14 @@ class Embeddings(nn.Module):
         self.word = nn.Embedding(model.vocab, model.hidden)
         self.position = nn.Embedding(model.positions, model.hidden)
         self.segment = nn.Embedding(model.segments, model.hidden)
-        self.norm = nn.LayerNorm(model.hidden, eps=model.norm_eps) if model.norm == "post" else None
+        self.norm = Norm(model.hidden, eps=model.norm_eps) if model.norm == "post" else None
         self.dropout = model.dropout
 
-    def forward(self, ids: Tensor, segments: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, segments: Tensor, ramp: Ramp | None = None) -> Tensor:
         positions = torch.arange(ids.shape[1], device=ids.device)
         x = self.word(ids) + self.position(positions) + self.segment(segments)  # (B, T, H)
         if self.norm is not None:
-            x = self.norm(x)
+            x = _normed(self.norm, x, ramp)
         return F.dropout(x, self.dropout, self.training)
 
 
@@ -62,31 +89,35 @@ class Layer(nn.Module):
         inner = model.heads * model.head_size
         self.qkv = nn.Linear(model.hidden, 3 * inner)
         self.out = nn.Linear(inner, model.hidden)
-        self.attention_norm = nn.LayerNorm(model.hidden, eps=model.norm_eps)
+        self.attention_norm = Norm(model.hidden, eps=model.norm_eps)
         self.up = nn.Linear(model.hidden, model.ffn)
         self.down = nn.Linear(model.ffn, model.hidden)
-        self.ffn_norm = nn.LayerNorm(model.hidden, eps=model.norm_eps)
+        self.ffn_norm = Norm(model.hidden, eps=model.norm_eps)
         self.model = model
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, ramp: Ramp | None = None) -> Tensor:
         if self.model.norm == "pre":
-            x = x + self._attention(self.attention_norm(x), mask)
-            return x + self._ffn(self.ffn_norm(x))
-        x = self.attention_norm(x + self._attention(x, mask))
-        return self.ffn_norm(x + self._ffn(x))
+            x = x + self._attention(_normed(self.attention_norm, x, ramp), mask, ramp)
+            return x + self._ffn(_normed(self.ffn_norm, x, ramp), ramp)
+        x = _normed(self.attention_norm, x + self._attention(x, mask, ramp), ramp)
+        return _normed(self.ffn_norm, x + self._ffn(x, ramp), ramp)
 
-    def _attention(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _attention(self, x: Tensor, mask: Tensor | None, ramp: Ramp | None) -> Tensor:
         rows, length, _ = x.shape
         qkv = self.qkv(x).view(rows, length, 3, self.model.heads, self.model.head_size)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, N, T, D)
         dropout = self.model.attention_dropout if self.training else 0.0
-        mixed = attention(q, k, v, mask, dropout)
+        mixed = attention(q, k, v, mask, dropout)  # (B, N, T, D)
+        if ramp is not None and "head" in ramp:
+            mixed = mixed * ramp["head"].to(mixed)[:, None, None]
         mixed = mixed.transpose(1, 2).reshape(rows, length, -1)  # (B, T, N*D)
         return F.dropout(self.out(mixed), self.model.dropout, self.training)
 
-    def _ffn(self, x: Tensor) -> Tensor:
-        x = self.down(_activation(self.model.activation, self.up(x)))
-        return F.dropout(x, self.model.dropout, self.training)
+    def _ffn(self, x: Tensor, ramp: Ramp | None) -> Tensor:
+        x = _activation(self.model.activation, self.up(x))  # (B, T, F)
+        if ramp is not None and "ffn" in ramp:
+            x = x * ramp["ffn"].to(x)
+        return F.dropout(self.down(x), self.model.dropout, self.training)
 
 
 class Head(nn.Module):
@@ -95,12 +126,12 @@ class Head(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.dense = nn.Linear(model.hidden, model.hidden)
-        self.norm = nn.LayerNorm(model.hidden, eps=model.norm_eps)
+        self.norm = Norm(model.hidden, eps=model.norm_eps)
         self.bias = nn.Parameter(torch.zeros(model.vocab))
         self.activation = model.activation
 
-    def forward(self, x: Tensor, word: Tensor) -> Tensor:
-        x = self.norm(_activation(self.activation, self.dense(x)))
+    def forward(self, x: Tensor, word: Tensor, ramp: Ramp | None = None) -> Tensor:
+        x = _normed(self.norm, _activation(self.activation, self.dense(x)), ramp, own="head.norm")
         return F.linear(x, word, self.bias)  # (..., V)
 
 
@@ -110,12 +141,23 @@ class Bert(nn.Module):
     external_parameters: ClassVar[dict[str, list[str]]] = {"head": ["embeddings.word.weight"]}
     """Parameters that a submodule uses but does not own; ZeRO-3 must gather them for it."""
 
+    ramp: Ramp | None = None
+    """What the forward uses besides the weights, set from outside before each step; None: the plain model.
+
+    fp32 tensors on any device, all optional:
+    "norm" (H,): weights >= 0 of the elements in the mean and variance of every norm, of any scale.
+    "head.norm" (H,): the same for the norm of the MLM head alone.
+    "hidden" (H,): mask on the output of every norm and on the pooled output.
+    "ffn" (F,): mask on the FFN's activations. "head" (N,): mask on each attention head's values before `out`.
+    "gate" (depths,): g of each executed layer, x + g (layer(x) - x).
+    """
+
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
         self.embeddings = Embeddings(model)
         self.layers = nn.ModuleList(Layer(model) for _ in range(model.stored_layers))
-        self.norm = nn.LayerNorm(model.hidden, eps=model.norm_eps) if model.norm == "pre" else None
+        self.norm = Norm(model.hidden, eps=model.norm_eps) if model.norm == "pre" else None
         self.head = Head(model)
         self.pooler = nn.Linear(model.hidden, model.hidden) if model.nsp else None
         self.nsp = nn.Linear(model.hidden, 2) if model.nsp else None
@@ -128,27 +170,41 @@ class Bert(nn.Module):
     def encode(self, ids: Tensor, segments: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """ids, segments (B, T) int64; attention_mask (B, T) bool, None = no padding -> hidden states (B, T, H)."""
         mask = None if attention_mask is None else attention_mask[:, None, None, :]
-        x = self.embeddings(ids, segments)
-        for stored in self.layer_order:
-            x = self.layers[stored](x, mask)
-        return x if self.norm is None else self.norm(x)
+        x = self.embeddings(ids, segments, ramp=self.ramp)
+        for stored, gate in zip(self.layer_order, self._gates(), strict=True):
+            y = self.layers[stored](x, mask, ramp=self.ramp)
+            # A closed gate gives x to the last bit; its layer is computed, for ZeRO expects every gradient.
+            x = y if gate == 1.0 else x + gate * (y - x)
+        return x if self.norm is None else _normed(self.norm, x, self.ramp)
+
+    def _gates(self) -> list[float]:
+        """The gate of each depth; ValueError for a ramp that the model does not know."""
+        unknown = sorted(set(self.ramp or ()) - RAMPS)
+        if unknown:
+            raise ValueError(f"ramp: {unknown[0]!r} is unknown; there are {', '.join(sorted(RAMPS))}")
+        if self.ramp is None or "gate" not in self.ramp:
+            return [1.0] * self.model.layers
+        return self.ramp["gate"].tolist()
 
     def next_sentence(self, hidden: Tensor) -> Tensor | None:
         """Hidden states (B, T, H) -> logits (B, 2): next, not next; None without the head."""
         if self.pooler is None or self.nsp is None:
             return None
-        return self.nsp(torch.tanh(self.pooler(hidden[:, 0])))
+        pooled = torch.tanh(self.pooler(hidden[:, 0]))
+        if self.ramp is not None and "hidden" in self.ramp:
+            pooled = pooled * self.ramp["hidden"].to(pooled)
+        return self.nsp(pooled)
 
     def predict(self, ids: Tensor, segments: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Every position's MLM logits (B, T, V) and the NSP logits (B, 2) or None."""
         hidden = self.encode(ids, segments, mask)
-        return self.head(hidden, self.embeddings.word.weight), self.next_sentence(hidden)
+        return self.head(hidden, self.embeddings.word.weight, ramp=self.ramp), self.next_sentence(hidden)
 
     def forward(self, batch: BatchLike) -> dict[str, Any]:
         """Scalar sums over the batch: "mlm" (labels >= 0) and "nsp" loss in nats; in eval mode "mlm_correct"."""
         hidden = self.encode(batch.ids, batch.segments, batch.attention_mask)
         predicted = hidden.flatten(0, 1)[batch.positions]  # (M, H)
-        logits = self.head(predicted, self.embeddings.word.weight).float()  # (M, V)
+        logits = self.head(predicted, self.embeddings.word.weight, ramp=self.ramp).float()  # (M, V)
         sums = {"mlm": F.cross_entropy(logits, batch.labels, ignore_index=-100, reduction="sum")}
         if not self.training:
             sums["mlm_correct"] = (logits.argmax(-1) == batch.labels).sum()

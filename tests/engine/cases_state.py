@@ -10,6 +10,8 @@ from growth_ds.engine.distributed import RankError
 from growth_ds.engine.state import TensorState
 from tests.engine import tiny
 
+SLOW = 3e-4
+"""A rate for comparing weights: where a gradient is only rounding, Adam moves by a good part of the rate even so."""
 ALL = [(stage, precision) for precision in ("fp32", "bf16") for stage in (0, 1, 2, 3)]
 
 
@@ -231,6 +233,93 @@ def case_sub_groups_and_offload():
             tiny.train(engine, 0, 2)
             engine.state.verify()
             engine.close()
+
+
+def _update_scale(name, begin, end):
+    """0 to 1.5 over the elements of two parameters, one decayed and one not; the rest are left alone."""
+    whole = {"word.weight": tiny.VOCAB * tiny.HIDDEN, "layers.1.norm.bias": tiny.HIDDEN}.get(name)
+    return None if whole is None else torch.linspace(0.0, 1.5, whole)[begin:end]
+
+
+def _scaled_reference(steps):
+    """Weights by name after AdamW by its formula, one parameter after the other, in this process."""
+    module, states = tiny.Tiny().double(), {}
+    decayed = {id(param) for param in tiny.groups(module)[0]["params"]}
+    (b1, b2), eps = tiny.OPTIMIZER["betas"], tiny.OPTIMIZER["eps"]
+    for step in range(1, steps + 1):
+        whole = tiny.batch(step - 1)
+        output, counts = module(whole), whole.counts()
+        module.zero_grad()
+        sum(output[key] / count for key, count in counts.items()).backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), tiny.CLIP)
+        for name, param in module.named_parameters():
+            m, v = states.get(name, (0.0, 0.0))
+            m, v = b1 * m + (1 - b1) * param.grad, b2 * v + (1 - b2) * param.grad**2
+            states[name] = m, v
+            adam = m / (1 - b1**step) / ((v / (1 - b2**step)).sqrt() + eps)
+            scale = _update_scale(name, 0, param.numel())
+            decay = tiny.DECAY * param.detach() if id(param) in decayed else 0.0
+            param.data -= SLOW * (decay + (adam if scale is None else adam * scale.view_as(adam)))
+    return {name: param.detach() for name, param in module.named_parameters()}
+
+
+def _assert_near(engine, expected, tolerance):
+    for name, weight in expected.items():
+        read = engine.state.read(name)
+        if read is not None:
+            worst = float((read.weight - weight).abs().max())
+            assert worst < tolerance, f"ZeRO-{engine.stage}: {name} is off by {worst:.2e}"
+
+
+def case_update_scale_in_every_stage():
+    """Elements of one parameter at their own rates: as AdamW by its formula says, also after a move of the state."""
+    half, full = _scaled_reference(2), _scaled_reference(4)
+    for stage, options in [(0, {}), (1, {}), (2, {}), (3, {}), (3, {"sub_group_size": 300})]:
+        engine = tiny.engine(stage, update_scale=_update_scale, **options)
+        masters = list(engine._fragments.masters())
+        found = engine._fragments.optimizer.multipliers
+        assert all(any(master is one for one in masters) for master in found)
+        assert all(scale.shape == master.shape for master, scale in found.items())
+        tiny.train(engine, 0, 2, lr=SLOW)
+        _assert_near(engine, half, 1e-6)
+        states = {name: engine.state.read(name) for name in engine.state.shapes()}
+        engine.close()
+        assert not found
+        engine = tiny.engine(stage, seed=5, update_scale=_update_scale, **options)
+        for name, state in states.items():
+            engine.state.write(name, state)
+        tiny.train(engine, 2, 4, lr=SLOW)
+        _assert_near(engine, full, 1e-6)
+        engine.close()
+
+
+def case_update_scale_in_bf16():
+    """Where the multiplier is 0, only the decay moves the master; the weight of the forward follows."""
+    for stage in (0, 1, 2, 3):
+        engine = tiny.engine(
+            stage, "bf16", update_scale=lambda *at: None if (x := _update_scale(*at)) is None else 0 * x
+        )
+        names = ("word.weight", "layers.1.norm.bias", "position.weight")
+        before = [engine.state.read(name) for name in names]
+        tiny.train(engine, 0, 1)
+        engine.state.verify()
+        after = [engine.state.read(name) for name in names]
+        if engine.rank == 0:
+            assert torch.equal(after[0].weight, before[0].weight * (1 - tiny.LR * tiny.DECAY))
+            assert torch.equal(after[1].weight, before[1].weight)
+            assert (after[2].weight - before[2].weight).abs().mean() > 0.5 * tiny.LR
+            assert all(state.exp_avg.any() for state in after)
+        engine.close()
+
+
+def case_no_update_scale_no_multipliers():
+    """None everywhere leaves the optimizer as it is; a tensor of another size is refused, and by every rank."""
+    for stage in (0, 1, 2, 3):
+        engine = tiny.engine(stage, update_scale=lambda *at: None)
+        assert engine._fragments.optimizer.multipliers == {}
+        engine.close()
+    with pytest.raises(ValueError, match="update_scale gave"):
+        tiny.engine(1, update_scale=lambda name, begin, end: torch.ones(end - begin + 1))
 
 
 def case_helpers_agree():

@@ -105,6 +105,50 @@ def case_tied_embedding_is_found_by_zero3():
         engine.close()
 
 
+class _BertRows(tiny.Batch):
+    """A `tiny.Batch` as the BERT reads it; every token is predicted."""
+
+    ids = property(lambda self: self.tokens)
+    segments = property(lambda self: torch.zeros_like(self.tokens))
+    attention_mask = None
+    positions = property(lambda self: torch.arange(self.labels.numel()))
+    nsp_labels = property(lambda self: self.order.clamp(min=0))
+
+    def counts(self):
+        return {"mlm": self.labels.numel(), "nsp": self.order.numel()}
+
+
+def case_a_ramp_in_every_stage():
+    """The BERT's norms take their weights and masks under ZeRO-3 too: same losses, and a change from step to step."""
+    from growth_ds.config import Model
+    from growth_ds.engine.zero import ZeroEngine
+    from growth_ds.model.bert import Bert
+
+    sizes = {"layers": 2, "hidden": 15, "heads": 3, "ffn": 21, "vocab_size": tiny.VOCAB, "positions": tiny.LENGTH}
+    model = Model.model_validate({**sizes, "nsp": True, "dropout": 0.0, "attention_dropout": 0.0})
+    widths = {"norm": 15, "head.norm": 15, "hidden": 15, "ffn": 21, "head": 3, "gate": 2}
+    found = {}
+    for stage in (0, 1, 2, 3):
+        torch.manual_seed(0)
+        module = Bert(model)
+        for param in module.parameters():
+            torch.nn.init.normal_(param, std=0.3)
+        zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
+        options = {"micro_batch": 2, "accumulation": 2, "clip": tiny.CLIP, "optimizer": tiny.OPTIMIZER}
+        engine = ZeroEngine(module, tiny.groups, zero=zero, precision="fp32", **options)
+        found[stage] = []
+        for step in range(4):
+            share = step / 3  # ends as the plain model
+            ramp = {key: torch.linspace(share, 1.0, width) for key, width in widths.items()}
+            module.ramp = ramp if step < 3 else None
+            parts = tiny.micro_batches(step, engine.rank, engine.world_size, 2)
+            rows = [_BertRows(part.tokens, part.tokens.flatten(), part.order) for part in parts]
+            found[stage].append(engine.step(rows, tiny.LR).loss)
+        engine.close()
+        _close(found[stage], found[0], 1e-5)
+    assert len(set(found[0])) == 4
+
+
 def case_evaluate_between_steps():
     """Sums over all ranks, extra keys included, in every stage; training goes on as if it had not happened."""
     losses, _ = tiny.reference(4)

@@ -126,7 +126,7 @@ def engine(stage: int, precision: str = "fp32", accumulation: int = 2, seed: int
     """A ZeroEngine over a fresh Tiny."""
     from growth_ds.engine.zero import ZeroEngine
 
-    declare = zero.pop("declare", True)
+    declare, update_scale = zero.pop("declare", True), zero.pop("update_scale", None)
     if stage == 3:
         # 0: no parameter is too small to be partitioned. Without it this model would stay whole on every rank.
         zero = {"stage3_param_persistence_threshold": 0, **zero}
@@ -139,15 +139,16 @@ def engine(stage: int, precision: str = "fp32", accumulation: int = 2, seed: int
         accumulation=accumulation,
         clip=CLIP,
         optimizer=OPTIMIZER,
+        update_scale=update_scale,
     )
 
 
-def train(engine: Any, first: int, last: int, accumulation: int = 2) -> list[float]:
+def train(engine: Any, first: int, last: int, accumulation: int = 2, lr: float = LR) -> list[float]:
     """Losses of steps first..last-1."""
     losses = []
     for step in range(first, last):
         parts = micro_batches(step, engine.rank, engine.world_size, accumulation)
-        losses.append(engine.step(parts, LR).loss)
+        losses.append(engine.step(parts, lr).loss)
     return losses
 
 

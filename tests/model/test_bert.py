@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growth_ds.model.bert import Bert
-from tests.growth.models import random_bert, rows, small
+from growth_ds.config import Model
+from growth_ds.model.bert import RAMPS, Bert, Norm
+from tests.growth.models import Rows, delta, random_bert, rows, small
 
 KINDS = [
     small(nsp=True),
@@ -20,13 +21,40 @@ KINDS = [
 ]
 
 
-def reference(bert: Bert, ids: Tensor, segments: Tensor, mask: Tensor | None) -> Tensor:
-    """Hidden states by explicit softmax attention, one head at a time, from the weights alone."""
+def no_ramp(model: Model) -> dict[str, Tensor]:
+    """Every key of a ramp at the value that changes nothing."""
+    hidden = ("norm", "head.norm", "hidden")
+    sizes = {**dict.fromkeys(hidden, model.hidden), "ffn": model.ffn, "head": model.heads, "gate": model.layers}
+    return {key: torch.ones(size) for key, size in sizes.items()}
+
+
+def random_ramp(model: Model, seed: int = 7) -> dict[str, Tensor]:
+    """Random scalars for every key, exact zeros and ones among them."""
+    generator = torch.Generator().manual_seed(seed)
+    ramp = {key: torch.rand(tensor.shape, generator=generator) for key, tensor in no_ramp(model).items()}
+    for key in ("norm", "hidden", "ffn"):
+        ramp[key][0], ramp[key][1] = 0.0, 1.0
+    return ramp
+
+
+def reference_norm(bert: Bert, x: Tensor, name: str, ramp: dict[str, Tensor]) -> Tensor:
+    """A norm by its formula; `ramp` has all keys."""
+    weights, share = dict(bert.named_parameters()), ramp["head.norm" if name == "head.norm" else "norm"].double()
+    mean = (x * share).sum(-1, keepdim=True) / share.sum()
+    variance = ((x - mean) ** 2 * share).sum(-1, keepdim=True) / share.sum()
+    x = (x - mean) / (variance + bert.model.norm_eps).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return x * ramp["hidden"]
+
+
+def reference(
+    bert: Bert, ids: Tensor, segments: Tensor, mask: Tensor | None, ramp: dict[str, Tensor] | None = None
+) -> Tensor:
+    """Hidden states by explicit softmax attention, one head at a time, from the weights (and the ramp) alone."""
     model, weights = bert.model, dict(bert.named_parameters())
+    ramp = no_ramp(model) | (ramp or {})
 
     def norm(x: Tensor, name: str) -> Tensor:
-        mean, variance = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
-        return (x - mean) / (variance + model.norm_eps).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+        return reference_norm(bert, x, name, ramp)
 
     def activation(x: Tensor) -> Tensor:
         if model.activation == "relu":
@@ -43,24 +71,25 @@ def reference(bert: Bert, ids: Tensor, segments: Tensor, mask: Tensor | None) ->
             scores = q[..., part] @ k[..., part].transpose(1, 2) / math.sqrt(model.head_size)
             if mask is not None:
                 scores = scores.masked_fill(~mask[:, None, :], -math.inf)
-            mixed.append(scores.softmax(-1) @ v[..., part])
+            mixed.append(scores.softmax(-1) @ v[..., part] * ramp["head"][head])
         return torch.cat(mixed, -1) @ weights[f"{layer}.out.weight"].T + weights[f"{layer}.out.bias"]
 
     def feed_forward(x: Tensor, layer: str) -> Tensor:
-        x = activation(x @ weights[f"{layer}.up.weight"].T + weights[f"{layer}.up.bias"])
+        x = activation(x @ weights[f"{layer}.up.weight"].T + weights[f"{layer}.up.bias"]) * ramp["ffn"]
         return x @ weights[f"{layer}.down.weight"].T + weights[f"{layer}.down.bias"]
 
     table = [weights[f"embeddings.{name}.weight"] for name in ("word", "position", "segment")]
     x = table[0][ids] + table[1][: ids.shape[1]] + table[2][segments]
     x = norm(x, "embeddings.norm") if model.norm == "post" else x
     for depth in range(model.layers):
-        layer = f"layers.{depth % model.stored_layers}"
+        layer, before = f"layers.{depth % model.stored_layers}", x
         if model.norm == "post":
             x = norm(x + attention(x, layer), f"{layer}.attention_norm")
             x = norm(x + feed_forward(x, layer), f"{layer}.ffn_norm")
         else:
             x = x + attention(norm(x, f"{layer}.attention_norm"), layer)
             x = x + feed_forward(norm(x, f"{layer}.ffn_norm"), layer)
+        x = (1 - ramp["gate"][depth]) * before + ramp["gate"][depth] * x
     return x if model.norm == "post" else norm(x, "norm")
 
 
@@ -158,3 +187,135 @@ def test_parameters_used_outside_their_module_exist():
     for module, used in Bert.external_parameters.items():
         assert bert.get_submodule(module) is not None
         assert all(name in names and not name.startswith(f"{module}.") for name in used)
+
+
+def reference_loss(bert: Bert, batch: Rows, ramp: dict[str, Tensor]) -> Tensor:
+    """MLM and, where there is a head, NSP loss of a forward with all keys of a ramp."""
+    weights = dict(bert.named_parameters())
+    hidden = reference(bert, batch.ids, batch.segments, batch.attention_mask, ramp)
+    x = hidden.flatten(0, 1)[batch.positions] @ weights["head.dense.weight"].T + weights["head.dense.bias"]
+    x = x.clamp(min=0) if bert.model.activation == "relu" else F.gelu(x, approximate=gelu_kind(bert))
+    x = reference_norm(bert, x, "head.norm", ramp)
+    logits = x @ weights["embeddings.word.weight"].T + weights["head.bias"]
+    total = F.cross_entropy(logits, batch.labels, reduction="sum")
+    if batch.nsp_labels is not None:
+        pooled = torch.tanh(hidden[:, 0] @ weights["pooler.weight"].T + weights["pooler.bias"]) * ramp["hidden"]
+        answers = pooled @ weights["nsp.weight"].T + weights["nsp.bias"]
+        total = total + F.cross_entropy(answers, batch.nsp_labels, reduction="sum")
+    return total
+
+
+def gelu_kind(bert: Bert) -> str:
+    return "tanh" if bert.model.activation == "gelu_new" else "none"
+
+
+@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("key", [*sorted(RAMPS), "all"])
+@torch.no_grad()
+def test_each_ramp_equals_the_reference(model, key):
+    bert = random_bert(model, seed=8)
+    batch = rows(model, seed=9)
+    drawn = random_ramp(model)
+    ramp = drawn if key == "all" else {key: drawn[key]}
+    plain = [bert.encode(batch.ids, batch.segments, batch.attention_mask), *bert(batch).values()]
+    bert.ramp = ramp
+    hidden = bert.encode(batch.ids, batch.segments, batch.attention_mask)
+    expected = reference(bert, batch.ids, batch.segments, batch.attention_mask, ramp)
+    assert float((hidden - expected)[batch.attention_mask].abs().max()) < 1e-12
+    changed = [hidden, *bert(batch).values()]
+    assert any(not torch.equal(one, two) for one, two in zip(plain, changed, strict=True)), "the key does something"
+
+
+@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("weights", [("norm",), ("head.norm",), ("norm", "head.norm"), ()])
+def test_gradients_with_a_ramp(model, weights):
+    """Through both heads. The head's norm takes its own weights, else those of all norms, else none."""
+    bert = random_bert(model, seed=10)
+    batch = rows(model, seed=11)
+    drawn = random_ramp(model)
+    bert.ramp = {key: value for key, value in drawn.items() if "norm" not in key or key in weights}
+    full = no_ramp(model) | dict(bert.ramp)
+    full["head.norm"] = bert.ramp.get("head.norm", full["norm"])
+    wanted = torch.autograd.grad(reference_loss(bert, batch, full), list(bert.parameters()))
+    sums = bert(batch)
+    actual = torch.autograd.grad(sums["mlm"] + sums.get("nsp", 0.0), list(bert.parameters()))
+    for (name, _), one, two in zip(bert.named_parameters(), wanted, actual, strict=True):
+        # forward takes the loss in fp32, the reference in fp64
+        assert float((one - two).abs().max()) < 1e-5 * max(1.0, float(one.abs().max())), name
+
+
+@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_without_a_ramp_the_norms_are_torch_modules_to_the_last_bit(model, dtype):
+    bert = random_bert(model, seed=12, dtype=dtype)
+    batch = rows(model, seed=13)
+    before = bert.predict(batch.ids, batch.segments, batch.attention_mask)
+    names = list(bert.state_dict())
+    neutral = {key: ones for key, ones in no_ramp(model).items() if "norm" not in key}
+    for ramp in ({}, neutral):
+        bert.ramp = ramp
+        after = bert.predict(batch.ids, batch.segments, batch.attention_mask)
+        assert all(one is two is None or torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    bert.ramp = None
+    for module in list(bert.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Norm):
+                plain = torch.nn.LayerNorm(model.hidden, eps=model.norm_eps, dtype=dtype)
+                plain.load_state_dict(child.state_dict())
+                setattr(module, name, plain)
+    assert list(bert.state_dict()) == names
+    after = bert.predict(batch.ids, batch.segments, batch.attention_mask)
+    assert all(one is two is None or torch.equal(one, two) for one, two in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("model", KINDS)
+@torch.no_grad()
+def test_even_norm_weights_are_the_plain_model(model):
+    bert = random_bert(model, seed=14)
+    batch = rows(model, seed=15)
+    before = bert.predict(batch.ids, batch.segments, batch.attention_mask)
+    bert.ramp = {"norm": torch.full((model.hidden,), 0.3), "head.norm": torch.full((model.hidden,), 2.0)}
+    assert delta(before, bert.predict(batch.ids, batch.segments, batch.attention_mask), None) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@torch.no_grad()
+def test_a_closed_gate_leaves_no_trace_of_its_layer(dtype):
+    """Post-LN and pre-LN: the model without the gated layers, bit for bit; in shared layers each depth has its own."""
+    for kind in ({}, {"norm": "pre"}, {"layers": 4, "stored_layers": 2}):
+        deep = small(**{"layers": 4, **kind})
+        bert = random_bert(deep, seed=16, dtype=dtype)
+        shallow = Bert(small(**{**kind, "layers": 2})).to(dtype).eval()
+        shallow.load_state_dict({k: v for k, v in bert.state_dict().items() if k in shallow.state_dict()})
+        batch = rows(deep, seed=17)
+        bert.ramp = {"gate": torch.tensor([1.0, 1.0, 0.0, 0.0])}
+        assert torch.equal(bert.encode(batch.ids, batch.segments), shallow.encode(batch.ids, batch.segments))
+
+
+@torch.no_grad()
+def test_padding_changes_nothing_with_a_ramp():
+    bert = random_bert(small(nsp=True))
+    bert.ramp = random_ramp(bert.model)
+    batch = rows(bert.model, count=1, length=8)
+    short = bert.predict(batch.ids[:, :5], batch.segments[:, :5])
+    mask = torch.arange(8)[None] < 5
+    long = bert.predict(batch.ids, batch.segments, mask)
+    assert delta(short, (long[0][:, :5], long[1]), None) < 1e-12
+    other = torch.where(mask, batch.ids, (batch.ids + 1) % 23)
+    assert torch.equal(bert.predict(other, batch.segments, mask)[0][:, :5], long[0][:, :5])
+
+
+def test_a_ramp_is_no_part_of_the_state():
+    bert = Bert(small())
+    names = list(bert.state_dict())
+    assert bert.ramp is None
+    bert.ramp = random_ramp(bert.model)
+    assert list(bert.state_dict()) == names
+    bert.ramp = {"gates": torch.ones(2)}
+    batch = rows(bert.model)
+    with pytest.raises(ValueError, match="'gates' is unknown"):
+        bert(batch)
+    bert.ramp = {"gate": torch.ones(3)}
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        bert(batch)

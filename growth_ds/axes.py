@@ -56,20 +56,22 @@ def parse(row: str) -> Axes:
 
 
 Layout = Mapping[str, str]
-"""Parameter name, with `{layer}` for the index of a stored layer, -> axes row."""
+"""Parameter name, with `{layer}` for the index of a stored layer, -> axes row. A row with the index written out counts
+for that layer in place of the general one."""
 
 
 def expand(layout: Layout, sizes: Mapping[str, int]) -> dict[str, tuple[str, int | None]]:
     """Every parameter name -> (name in the layout, index of its stored layer or None), in the layout's order."""
     names: dict[str, tuple[str, int | None]] = {}
-    for pattern in layout:
-        if "{layer}" not in pattern:
-            names[pattern] = (pattern, None)
+    per_layer = [pattern for pattern in layout if "{layer}" in pattern]
     for layer in range(sizes[LAYER]):
-        for pattern in layout:
-            if "{layer}" in pattern:
-                names[pattern.replace("{layer}", str(layer))] = (pattern, layer)
-    return names
+        for pattern in per_layer:
+            name = pattern.replace("{layer}", str(layer))
+            names[name] = (name if name in layout else pattern, layer)
+    alone: dict[str, tuple[str, int | None]] = {
+        pattern: (pattern, None) for pattern in layout if "{layer}" not in pattern and pattern not in names
+    }
+    return alone | names
 
 
 def shapes(layout: Layout, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ by which recipe and with which policy. `config_file.py` reads YAML into these cl
 
 from growth_ds.config.base import Frozen, whole
 from growth_ds.config.grow import Grow, Sources
-from growth_ds.config.model import AXES, DEFAULT_VOCAB_SIZE, Model, inherit_model
+from growth_ds.config.model import AXES, DEFAULT_VOCAB_SIZE, THIN, Model, inherit_model
 from growth_ds.config.run import (
     OWNED_BY_US,
     Batch,
@@ -26,6 +26,7 @@ __all__ = [
     "AXES",
     "DEFAULT_VOCAB_SIZE",
     "OWNED_BY_US",
+    "THIN",
     "Batch",
     "Checkpoint",
     "Data",

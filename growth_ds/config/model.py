@@ -25,6 +25,10 @@ DEFAULT_VOCAB_SIZE = 30522
 """Entries of the published BERT vocabulary; used where neither the model nor a store says how many there are."""
 
 
+THIN = "thin_ffn"
+"""The axis of the feed-forward units in thin layers."""
+
+
 class Model(Frozen):
     """The shape of one BERT, in units (`ffn`: of the feed-forward layer); two keys follow if not given."""
 
@@ -33,6 +37,10 @@ class Model(Frozen):
     hidden: int = Field(gt=0)
     heads: int = Field(gt=0)
     ffn: int = Field(gt=0)
+    thin_ffn: int | None = Field(default=None, gt=0)
+    """Units of the feed-forward layer in every `thin_every`-th layer (CompoundGrow's `net2net_layers`); else `ffn`."""
+    thin_every: int = Field(default=2, gt=1)
+    """With `thin_ffn`: layers 0, thin_every, 2 thin_every, ... are thin."""
     head_size: int = Field(gt=0)
     """Units of one attention head; hidden / heads unless given, and kept by a growth."""
     stored_layers: int = Field(gt=0)
@@ -75,6 +83,16 @@ class Model(Frozen):
             raise ValueError(f"stored_layers {self.stored_layers} do not divide layers {self.layers}")
         return self
 
+    @model_validator(mode="after")
+    def _thin(self) -> Model:
+        if self.thin_ffn is not None and self.thin_ffn > self.ffn:
+            raise ValueError(f"thin_ffn {self.thin_ffn} exceeds ffn {self.ffn}")
+        return self
+
+    def ffn_of(self, layer: int) -> int:
+        """Units of the feed-forward layer in stored layer `layer`."""
+        return self.ffn if self.thin_ffn is None or layer % self.thin_every else self.thin_ffn
+
     @property
     def shares_layers(self) -> bool:
         """Whether one stored layer runs at more than one depth."""
@@ -87,15 +105,17 @@ class Model(Frozen):
 
     def sizes(self) -> dict[str, int]:
         """Axis name -> units."""
-        return {axis: self.vocab if key == "vocab_size" else getattr(self, key) for key, axis in AXES.items()}
+        sizes = {axis: self.vocab if key == "vocab_size" else getattr(self, key) for key, axis in AXES.items()}
+        return sizes if self.thin_ffn is None else {**sizes, THIN: self.thin_ffn}
 
 
 def inherit_model(previous: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The keys of a `model:` block, missing ones taken from the model before it.
 
-    The head size is kept by a growth, so it is written out; `stored_layers` follows `layers` unless layers are shared.
+    The head size is kept by a growth, so it is written out; `stored_layers` follows `layers` unless layers are shared;
+    `thin_ffn: null` ends thin layers.
     """
-    merged = {**previous, **{key: value for key, value in given.items() if value is not None}}
+    merged = {**previous, **{key: value for key, value in given.items() if value is not None or key == "thin_ffn"}}
     unshared = previous.get("stored_layers") in (None, previous.get("layers"))
     if given.get("stored_layers") is None and unshared:
         merged.pop("stored_layers", None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from growth_ds.axes import Layout, parse
-from growth_ds.config import Grow, Model
+from growth_ds.config import THIN, Grow, Model
 from growth_ds.growth import verdict
 from growth_ds.growth.axis_map import KIND, AxisMap
 from growth_ds.growth.dense import DenseMap
@@ -35,6 +35,8 @@ class GrowthPlan:
     """The policy: moments, step, seed, learning-rate multipliers."""
     overrides: Overrides = field(default_factory=dict)
     ramp: Ramp | None = None
+    thin: Mapping[int, AxisMap] = field(default_factory=dict)
+    """Stored layer -> map of its FFN units, for layers that had fewer than the others (CompoundGrow)."""
     added: frozenset[str] = frozenset()
     """Parameters (names in the layout) that the old model does not have."""
     models: tuple[Model, ...] = ()
@@ -45,7 +47,7 @@ class GrowthPlan:
     @property
     def is_identity(self) -> bool:
         """Whether every tensor stays as it is."""
-        return not self.maps and not self.added and not self.overrides
+        return not (self.maps or self.added or self.overrides or self.thin)
 
     @property
     def moments(self) -> str:
@@ -94,7 +96,7 @@ class GrowthPlan:
         """
         if later.old != self.new:
             raise ValueError(f"cannot compose: this plan ends with {self.new}, the next starts with {later.old}")
-        if any(each.overrides or each.ramp or each.added for each in (self, later)):
+        if any(each.overrides or each.ramp or each.added or each.thin for each in (self, later)):
             raise ValueError("cannot compose: one of the plans has a ramp, new parameters or values for single layers")
         maps, names = dict(self.maps), dict(self.recipes)
         for axis, each in later.maps.items():
@@ -122,6 +124,9 @@ class GrowthPlan:
             # A composition of layers is told by the executed axis, whichever of the two grew.
             reason = inexact.get(axis) or (inexact.get("stored_layer") if axis == "layer" else None)
             records.append({**record, "exact": reason is None, "reason": reason})
+        for each in list(self.thin.values())[:1]:
+            record = {"axis": "ffn", "old": each.old, "new": each.new, "recipe": self.recipes["thin_ffn"]}
+            records.append({**record, "exact": THIN not in inexact, "reason": inexact.get(THIN)})
         if self.added:
             records.append({"axis": "nsp", "old": 0, "new": 1, "recipe": "add-nsp", "exact": True, "reason": None})
         return records
@@ -168,6 +173,7 @@ class GrowthPlan:
             "overrides": {pattern: dict(sorted(rows.items())) for pattern, rows in self.overrides.items()},
             "ramp": self.ramp.to_json() if self.ramp else None,
             "added": sorted(self.added),
+            "thin": {str(layer): each.to_json() for layer, each in self.thin.items()},
             "std": self.std,
         }
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()

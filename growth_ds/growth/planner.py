@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from growth_ds.axes import Layout
-from growth_ds.config import AXES, Grow, Model
+from growth_ds.config import AXES, THIN, Grow, Model
 from growth_ds.errors import UserError
 from growth_ds.growth.axis_map import KIND, AxisMap
 from growth_ds.growth.plan import GrowthPlan
@@ -43,10 +43,13 @@ def make_plan(
         names[axis] = named if isinstance(named, str) else "sources"
         if grow.ramp is None and grown[axis].ramp:
             steps = max(steps, min(recipe.ramp, limit) if recipe and limit else recipe.ramp if recipe else 0)
+    thin, recipe_name = _thin(old, new, grow)
+    if thin:
+        names[THIN] = recipe_name
     plan = GrowthPlan(
         rows(new), before, after, {axis: each.map for axis, each in grown.items()}, names, grow,
         {pattern: rules for each in grown.values() for pattern, rules in each.overrides.items()},
-        _ramp(grow, grown, steps, limit), frozenset(set(rows(new)) - set(rows(old))), (old, new),
+        _ramp(grow, grown, steps, limit), thin, frozenset(set(rows(new)) - set(rows(old))), (old, new),
     )  # fmt: skip
     if grow.require_exact and not plan.exact:
         axis, reason = next(iter(plan.inexact.items()))
@@ -95,6 +98,26 @@ def _growing(old: Model, new: Model, before: Mapping[str, int], after: Mapping[s
         shared = old.shares_layers or new.shares_layers
         found.append(("layers" if axis == "stored_layer" and not shared else key, axis))
     return found
+
+
+def _thin(old: Model, new: Model, grow: Grow) -> tuple[dict[int, AxisMap], str]:
+    """Maps of the FFN units of layers that had fewer than the others. Raises UserError for what is not a recovery."""
+    if (old.thin_ffn, old.thin_every) == (new.thin_ffn, new.thin_every) or old.thin_ffn == new.thin_ffn is None:
+        if old.thin_ffn is not None and old.stored_layers != new.stored_layers:
+            raise UserError("model.layers: cannot grow beside thin FFN layers; give thin_ffn: null, then grow layers")
+        return {}, ""
+    if old.thin_ffn is None or new.thin_ffn is not None:
+        raise UserError(
+            f"model.thin_ffn: cannot change from {old.thin_ffn} to {new.thin_ffn} in a growth; null ends thin layers"
+        )
+    if old.stored_layers != new.stored_layers or grow.lr != "keep":
+        raise UserError("model.thin_ffn: ends in a growth without layers and with grow.lr: keep; grow twice")
+    named = grow.recipe_for("ffn")
+    _, grown = _apply(named, Ask("ffn", old.thin_ffn, new.ffn, old, new, grow))
+    if grown.ramp or grown.overrides or grown.map.donor is not None:
+        raise UserError("grow.ffn: thin layers grow by copies alone; use ffn-share, tile, interleave, fpi or zero-pad")
+    layers = range(0, old.stored_layers, old.thin_every)
+    return dict.fromkeys(layers, grown.map), named if isinstance(named, str) else "sources"
 
 
 def _apply(named: Any, ask: Ask) -> tuple[Recipe | None, Grown]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar, cast
 
@@ -71,17 +71,25 @@ def grow_state(plan: GrowthPlan, name: str, read: Read[S]) -> S:
     if plan.is_identity and _keeps_all(plan.grow):
         return state
     above = _above(plan, pattern, layer, read)
-    row = plan.layout[pattern]
+    row, old, maps = plan.layout[pattern], plan.old, plan.maps
+    if layer is not None and layer in plan.thin and "ffn" in parse(row).names:
+        thin = plan.thin[layer]
+        old, maps = {**old, "ffn": thin.old}, {**maps, "ffn": thin}
 
     def grown(kind: str) -> Tensor:
         higher = None if above is None else getattr(above, kind)
-        return grow(getattr(state, kind), row, plan.old, plan.maps, kind, context, higher)
+        return grow(getattr(state, kind), row, old, maps, kind, context, higher)
 
     weight = grown("weight")
     if plan.moments == "reset" or state.exp_avg is None or state.exp_avg_sq is None:
         return _changed(state, weight=weight, exp_avg=None, exp_avg_sq=None, step=0)
     step = _step(plan.grow, state.step)
     return _changed(state, weight=weight, exp_avg=grown("exp_avg"), exp_avg_sq=grown("exp_avg_sq"), step=step)
+
+
+def _without_factors(maps: Mapping[str, AxisMap | DenseMap]) -> dict[str, AxisMap | DenseMap]:
+    """The same maps as copies alone."""
+    return {axis: replace(each, raw=True) if isinstance(each, AxisMap) else each for axis, each in maps.items()}
 
 
 def _changed(state: S, **values: Any) -> S:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from growth_ds.axes import parse
+from growth_ds.config import THIN
 from growth_ds.growth.axis_map import KIND, AxisMap
 
 if TYPE_CHECKING:
@@ -33,11 +34,20 @@ def inexact(plan: GrowthPlan) -> dict[str, str]:
         reason = {"series": _nothing, "lookup": _lookup, "parallel": _parallel}[KIND[axis]](plan, axis, each)
         if reason:
             reasons[axis] = reason
+    for each in list(plan.thin.values())[:1]:
+        reason = _parallel(plan, "ffn", each)
+        if reason:
+            reasons[THIN] = reason
     if "stored_layer" not in reasons and executed_after(plan) != executed_before(plan):
         axis = "layer" if plan.old["layer"] != plan.new["layer"] else "stored_layer"
         reasons[axis] = (
             "the layers run in another composition; exact: the same depth, every copy where its source ran, or "
             "layers that start as the identity (insert-identity, insert-gated)"
+        )
+    elif "stored_layer" not in reasons and plan.eps_before > EPS_MOVES and _normalises_twice(plan):
+        reasons["layer"] = (
+            f"new layers that write nothing normalise a second time, and norm_eps {plan.eps_before:g} counts again; "
+            "exact: insert-gated, or a norm_eps of 1e-12"
         )
     if abs(plan.eps_after - _expected_eps(plan)) > EPS_MOVES:
         reasons.setdefault("hidden", f"norm_eps {plan.eps_after:g} is not {_expected_eps(plan):g}")
@@ -159,6 +169,17 @@ def executed_after(plan: GrowthPlan) -> list[tuple[object, object]]:
                 return [("broken", layer)]
             result[-1] = (result[-1][0], outer)
     return result
+
+
+def _normalises_twice(plan: GrowthPlan) -> bool:
+    """Whether a layer that does nothing still runs through its norms: inserted after the residual sum, without a gate.
+
+    In exact numbers it is the identity only for a LayerNorm without an epsilon.
+    """
+    gates = plan.ramp.start.get("gate") if plan.ramp else None
+    depths = range(plan.new["layer"]) if not plan.pre_norm else range(0)
+    running = [depth for depth in depths if gates is None or float(gates[depth]) != 0.0]
+    return any(_layer(plan, depth % plan.new["stored_layer"])[0] is None for depth in running)
 
 
 def _layer(plan: GrowthPlan, layer: int) -> tuple[object, object, object]:

@@ -206,6 +206,8 @@ def write_huggingface(
     existing `out` unless `force`; then only an earlier export (or an empty folder) is replaced.
     """
     out = Path(out).resolve()
+    if model.thin_ffn is not None:
+        raise UserError(f"{out}: transformers holds no model with thin_ffn layers; export after they have grown")
     if model.heads * model.head_size != model.hidden:
         raise UserError(
             f"{out}: transformers holds no model with heads {model.heads} x head_size {model.head_size} != hidden "

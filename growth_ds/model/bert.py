@@ -84,14 +84,14 @@ class Embeddings(nn.Module):
 class Layer(nn.Module):
     """Self-attention and feed-forward, each with its residual."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, ffn: int) -> None:
         super().__init__()
         inner = model.heads * model.head_size
         self.qkv = nn.Linear(model.hidden, 3 * inner)
         self.out = nn.Linear(inner, model.hidden)
         self.attention_norm = Norm(model.hidden, eps=model.norm_eps)
-        self.up = nn.Linear(model.hidden, model.ffn)
-        self.down = nn.Linear(model.ffn, model.hidden)
+        self.up = nn.Linear(model.hidden, ffn)
+        self.down = nn.Linear(ffn, model.hidden)
         self.ffn_norm = Norm(model.hidden, eps=model.norm_eps)
         self.model = model
 
@@ -156,7 +156,7 @@ class Bert(nn.Module):
         super().__init__()
         self.model = model
         self.embeddings = Embeddings(model)
-        self.layers = nn.ModuleList(Layer(model) for _ in range(model.stored_layers))
+        self.layers = nn.ModuleList(Layer(model, model.ffn_of(layer)) for layer in range(model.stored_layers))
         self.norm = Norm(model.hidden, eps=model.norm_eps) if model.norm == "pre" else None
         self.head = Head(model)
         self.pooler = nn.Linear(model.hidden, model.hidden) if model.nsp else None

@@ -24,11 +24,12 @@ def forward_flops(model: Model, length: int, mask_prob: float, nsp: bool = False
     inner = model.heads * model.head_size
     projections = 2 * length * model.hidden * 4 * inner
     attention = 2 * 2 * length * length * inner
-    feed_forward = 2 * 2 * length * model.hidden * model.ffn
+    units = sum(model.ffn_of(depth % model.stored_layers) for depth in range(model.layers))
+    feed_forward = 2 * 2 * length * model.hidden * units
     predicted = round(mask_prob * length)
     head = 2 * predicted * model.hidden * (model.hidden + model.vocab)
     pooled = 2 * model.hidden * (model.hidden + 2) if nsp else 0
-    return model.layers * (projections + attention + feed_forward) + head + pooled
+    return model.layers * (projections + attention) + feed_forward + head + pooled
 
 
 def train_flops_per_row(model: Model, length: int, mask_prob: float, nsp: bool = False) -> int:

@@ -5,8 +5,10 @@ Growth, conversion to other formats, cost and checks all read this table; see `g
 
 from __future__ import annotations
 
+import re
+
 from growth_ds.axes import Layout, parse, shapes
-from growth_ds.config import Model
+from growth_ds.config import THIN, Model
 
 FIXED = {"qkv": 3, "answer": 2}
 """Axes that are the same in every BERT: query/key/value, and the two answers of the next-sentence head."""
@@ -30,6 +32,11 @@ LAYERS = {
     "layers.{layer}.up.bias": "ffn",
     "layers.{layer}.down.weight": "hidden ffn/",
     "layers.{layer}.down.bias": "hidden",
+}
+THIN_ROWS = {
+    "layers.{layer}.up.weight": f"{THIN} hidden/",
+    "layers.{layer}.up.bias": THIN,
+    "layers.{layer}.down.weight": f"hidden {THIN}/",
 }
 FINAL_NORM = {"norm.weight": "hidden", "norm.bias": "hidden"}
 HEAD = {
@@ -72,6 +79,9 @@ def layout(model: Model) -> Layout:
     rows |= HEAD
     if model.nsp:
         rows |= NSP
+    for layer in range(0, model.stored_layers, model.thin_every) if model.thin_ffn is not None else ():
+        for name, row in THIN_ROWS.items():
+            rows[name.replace("{layer}", str(layer))] = row
     return rows
 
 
@@ -117,7 +127,9 @@ def check_edges(rows: Layout) -> None:
     for name, row in rows.items():
         axes = parse(row)
         for axis, split in zip(axes.names, axes.split, strict=True):
-            if split and axis != "head_size" and (axis, name) not in paying:
+            general = re.sub(r"\.\d+\.", ".{layer}.", name)  # a row of a thin layer stands on the edges of all layers
+            known = (axis, name) in paying or ({THIN: "ffn"}.get(axis, axis), general) in paying
+            if split and axis != "head_size" and not known:
                 raise ValueError(f"'{name}' splits axis {axis}, but no edge says who it pays for; add it to EDGES")
 
 

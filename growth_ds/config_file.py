@@ -86,8 +86,9 @@ def _grow_block(config: Path, block: Any) -> Any:
         block = {"recipe": block}
     recipe = block.get("recipe") if isinstance(block, dict) else None
     if isinstance(recipe, str) and Path(recipe).suffix in GROW_FILES:
-        given = {key: value for key, value in block.items() if key != "recipe"}
-        return {**read_yaml(_beside(config, recipe)), **given}
+        file = _beside(config, recipe)
+        validated(Grow, tree := read_yaml(file), str(file))
+        return {**tree, **{key: value for key, value in block.items() if key != "recipe"}}
     if not isinstance(block, dict):
         return block
     return {

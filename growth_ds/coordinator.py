@@ -98,7 +98,8 @@ class Coordinator:
         """Set the numbers by which the forward eases a growth in; their progress, None when there are none."""
         assert self.module is not None
         progress = self.during.progress(step)
-        self.module.ramp = None if progress is None or self.during.ramp is None else self.during.ramp.at(progress)
+        values = None if progress is None or self.during.ramp is None else self.during.ramp.at(progress)
+        self.module.ramp = values and {key: value.to(distributed.device()) for key, value in values.items()}
         return progress
 
     def _source(self) -> tuple[Checkpoint | None, dict[str, Any]]:

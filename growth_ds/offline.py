@@ -20,7 +20,7 @@ from growth_ds.engine.state import TensorState
 from growth_ds.errors import UserError
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.state import grow_state
-from growth_ds.model.bert import Bert
+from growth_ds.model.bert import Bert, check_rows
 from growth_ds.model.layout import parameter_shapes
 from growth_ds.run_folder import RunFolder
 
@@ -65,6 +65,7 @@ def grow_checkpoint(source: Checkpoint, target: Model, grow: Grow, out: Path, fo
     during, step = During.of(source.facts), int(source.facts.get("step", 0))
     if during.progress(step) is not None:
         raise UserError(f"{source.path}: is in the middle of a growth's ramp; train it to the ramp's end, then grow it")
+    check_rows(target)
     plan = growth_plan(source.model, target, grow)
     facts = {**source.facts, "grown": [*source.facts.get("grown", []), plan.to_json()]}
     for key in ("probe", "ramp", "lr"):

@@ -13,6 +13,7 @@ from growth_ds.growth.planner import make_plan
 from growth_ds.growth.recipe import WIDTHS
 from growth_ds.growth.recipes import RECIPES, find_recipe
 from growth_ds.model import cost
+from growth_ds.model.bert import check_rows
 from growth_ds.model.layout import FIXED, layout
 
 
@@ -24,6 +25,8 @@ def stage_flops(run: Run, stage: Stage) -> int:
 
 def growths(run: Run) -> list[GrowthPlan | None]:
     """For each stage the plan by which it is entered; None for the first. Raises UserError for one that cannot be."""
+    for stage in run.stages:
+        check_rows(stage.model)
     plans: list[GrowthPlan | None] = [None]
     for index, (before, after) in enumerate(pairwise(run.stages), start=1):
         try:

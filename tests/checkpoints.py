@@ -30,12 +30,19 @@ def random_states(model: Model, seed: int = 0, moments: bool = True) -> dict[str
 
 
 def write_random(
-    path: Path, model: Model = TINY, moments: bool = True, seed: int = 0, tokenizer: Path | None = None
+    path: Path,
+    model: Model = TINY,
+    moments: bool = True,
+    seed: int = 0,
+    tokenizer: Path | None = None,
+    poison: str = "",
 ) -> Checkpoint:
-    """A whole checkpoint on disk."""
+    """A whole checkpoint on disk; the weight of parameter `poison` has a NaN."""
     facts = {"step": 7, "stage": 0, "seconds": 1.5}
     with CheckpointWriter(path, model, moments=moments, facts=facts, tokenizer=tokenizer) as writer:
         for name, state in random_states(model, seed, moments).items():
+            if name == poison:
+                state.weight.view(-1)[3] = float("nan")
             writer.add(name, state)
         writer.commit()
     return Checkpoint(path)

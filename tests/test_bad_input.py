@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from growth_ds.model import layout
 from tests.checkpoints import TINY, write_random
 from tests.cli import growth_ds, tree
 
@@ -114,6 +115,69 @@ def test_a_growth_that_must_be_exact_and_cannot_be(refused):
 )
 def test_verbs_refuse(refused, argv, words):
     assert words in refused(*argv)
+
+
+RECIPE = "from growth_ds.growth.recipe import *\nfrom growth_ds.growth.axis_map import *\nimport torch\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "to", "words"),
+    [
+        ("r.yaml", "{hiden: tile}", "{ffn: 32}", "r.yaml: hiden: unknown key; did you mean 'hidden'?"),
+        ("r.yaml", "{ffn: {source: [0, 1]}}", "{ffn: 32}", "grow.ffn.source: 2 units are listed, 20 -> 32 needs 32"),
+        ("r.yaml", "{layers: {source: [0, 0, 0, 0]}}", "{layers: 4}", "old unit 1 has no copy"),
+        ("r.yaml", "{layers: {source: [0, 1, 2, 1]}}", "{layers: 4}", "unit 2 is not below 2"),
+        ("r.yaml", "{layers: {source: [0, 1, -1]}}", "{layers: 3}", "below 0"),
+        ("r.yaml", "{recipe: hyperclone}", "{hidden: 16, heads: 4}", "12 -> 16 can: tile, interleave"),
+        ("r.yaml", "{recipe: lemon}", "{hidden: 16, heads: 4}", "lemon pads only pre-LN models"),
+        ("r.yaml", "{recipe: msg, ramp: 0}", "{ffn: 32}", "grow.ramp: 0 steps"),
+        ("r.py", "def f(:", "{ffn: 32}", "r.py:1: SyntaxError"),
+        ("r.py", "x = 1", "{ffn: 32}", "r.py: makes 0 recipes"),
+        ("r.py", "import nothing_here", "{ffn: 32}", "r.py: ModuleNotFoundError"),
+        (
+            "r.py",
+            RECIPE + "@recipe('r', axes=('ffn',))\ndef r(ask): return 7",
+            "{ffn: 32}",
+            "returns int, not an AxisMap",
+        ),
+        (
+            "r.py",
+            RECIPE + "@recipe('r', axes=('ffn',))\ndef r(ask): return AxisMap.even(torch.arange(ask.old), ask.old)",
+            "{ffn: 32}",
+            "grow.ffn: recipe r maps 20 -> 20 units, asked were 20 -> 32",
+        ),
+    ],
+)
+def test_a_recipe_of_the_users_that_cannot_be(refused, file, content, to, words):
+    Path(file).write_text(content)
+    Path("to.yaml").write_text(to)
+    assert words in refused("grow", "ckpt", "--to", "to.yaml", "--recipe", file, "--out", "out")
+
+
+def test_a_ramp_that_does_not_end_within_its_stage(refused):
+    grow = "stages.1.grow={recipe: insert-gated, ramp: 3}"
+    assert "grow.ramp: 3 steps do not end within the stage's 2" in refused("train", "good.yaml", "--set", grow)
+
+
+def test_a_recipe_file_of_a_run_is_named_in_its_errors(refused):
+    Path("r.yaml").write_text("{hiden: tile}")
+    line = refused("train", "good.yaml", "--set", "stages.1.grow={recipe: r.yaml}")
+    assert line.startswith("r.yaml: hiden: unknown key")
+
+
+def test_a_parameter_without_a_row_in_the_layout(refused, monkeypatch):
+    monkeypatch.delitem(layout.LAYERS, "layers.{layer}.up.bias")
+    words = "layout has no row for 'layers.0.up.bias'; add it to growth_ds/model/layout.py with its axes"
+    assert words in refused("train", "good.yaml")
+    assert words in refused("grow", "ckpt", "--to", "deep.yaml", "--recipe", "stack", "--out", "out")
+
+
+def test_a_source_that_is_not_finite(refused, home):
+    write_random(home / "bad", poison="layers.1.down.weight")
+    before = tree(home)
+    line = refused("grow", "bad", "--to", "deep.yaml", "--recipe", "stack", "--out", "out")
+    assert line == "bad: 'layers.1.down.weight': weight has values that are not finite; grow from an earlier checkpoint"
+    assert tree(home) == before
 
 
 def test_logits_of_tokens_that_the_model_does_not_have(refused):

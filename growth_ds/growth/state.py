@@ -78,7 +78,8 @@ def grow_state(plan: GrowthPlan, name: str, read: Read[S]) -> S:
 
     def grown(kind: str) -> Tensor:
         higher = None if above is None else getattr(above, kind)
-        return grow(getattr(state, kind), row, old, maps, kind, context, higher)
+        each = _without_factors(maps) if kind != "weight" and plan.grow.moments == "copy" else maps
+        return grow(getattr(state, kind), row, old, each, kind, context, higher)
 
     weight = grown("weight")
     if plan.moments == "reset" or state.exp_avg is None or state.exp_avg_sq is None:

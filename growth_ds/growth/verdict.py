@@ -82,7 +82,12 @@ def _normalised(plan: GrowthPlan, each: AxisMap) -> str | None:
         return None if _silent(plan, "hidden", each) else "fresh units are read with other weights than 0; exact: msg"
     if _averaged(plan, each):
         if "head.norm" in start:
-            return None
+            if abs(plan.eps_after - plan.eps_before) <= EPS_MOVES:
+                return None
+            return (
+                f"norm_eps {plan.eps_after:g} fits the norms over the padding, not the MLM head's, which leaves it out; "
+                "exact: a norm_eps of 1e-12"
+            )
         return (
             "the MLM head's transform is normalised over the padding too (hidden states and NSP are exact); exact: a "
             "ramp for its norm, or weighted"

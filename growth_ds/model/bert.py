@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growth_ds.config import Model
+from growth_ds.errors import UserError
+from growth_ds.model import layout
 from growth_ds.ops.attention import attention
 from growth_ds.ops.layer_norm import layer_norm
 
@@ -133,6 +135,16 @@ class Head(nn.Module):
     def forward(self, x: Tensor, word: Tensor, ramp: Ramp | None = None) -> Tensor:
         x = _normed(self.norm, _activation(self.activation, self.dense(x)), ramp, own="head.norm")
         return F.linear(x, word, self.bias)  # (..., V)
+
+
+def check_rows(model: Model) -> None:
+    """Prove that the layout has a row for every parameter of the module. Raises UserError that names the first."""
+    with torch.device("meta"):
+        module = Bert(model)
+    try:
+        layout.check(model, {name: tuple(parameter.shape) for name, parameter in module.named_parameters()})
+    except ValueError as error:
+        raise UserError(f"model: {error}") from None
 
 
 class Bert(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
+import runpy
 from pathlib import Path
 from types import ModuleType
 
@@ -43,16 +43,13 @@ def find_recipe(name: str) -> Recipe:
 def _from_file(path: Path) -> Recipe:
     if not path.is_file():
         raise UserError(f"{path}: no such recipe file; give the path of a Python file")
-    spec = importlib.util.spec_from_file_location(f"growth_ds_recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path}: cannot be loaded as Python")
-    module = importlib.util.module_from_spec(spec)
+    name = f"growth_ds_recipe_{path.stem}"
     try:
-        spec.loader.exec_module(module)
+        values = runpy.run_path(str(path), run_name=name)  # not an import: no bytecode is left beside the file
     except Exception as error:  # whatever the user's file does: one line, with its place
         line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
         raise UserError(f"{path}{line}: {type(error).__name__}: {error}; mend the recipe file") from None
-    own = [each for each in _in(module) if each.apply.__module__ == module.__name__]
+    own = [each for each in values.values() if isinstance(each, Recipe) and each.apply.__module__ == name]
     if len(own) != 1:
         raise UserError(f"{path}: makes {len(own)} recipes; decorate one function with growth_ds.growth.recipe.recipe")
     return own[0]

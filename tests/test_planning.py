@@ -6,10 +6,12 @@ import json
 
 import pytest
 
-from growth_ds.config import Model
+from growth_ds.config import Model, inherit_model
 from growth_ds.config_file import load_grow, load_model, load_run, shipped
+from growth_ds.coordinator import growth_plan
+from growth_ds.errors import UserError
 from growth_ds.model import cost
-from growth_ds.planning import plan_run, scratch_of
+from growth_ds.planning import describe, enlarged, plan_run, scratch_of
 from tests.cli import growth_ds
 
 CONFIGS = shipped("run/demo.yaml").parent.parent
@@ -21,7 +23,8 @@ def test_shipped_runs_are_planned(name):
     run = load_run(CONFIGS / "run" / name)
     record = plan_run(run, ranks=8)
     assert len(record["stages"]) == len(run.stages)
-    assert 0 < record["flops_ratio"] < 1
+    assert 0 < record["flops_ratio"] <= 1
+    assert (record["flops_ratio"] == 1) == ("unshare" in name), "sharing layers saves memory and traffic, not FLOPs"
     for stage, planned in zip(run.stages, record["stages"], strict=True):
         assert planned["parameters"] == cost.parameters(stage.model)
         bytes_ = planned["bytes_per_rank"]
@@ -30,7 +33,8 @@ def test_shipped_runs_are_planned(name):
 
 
 def test_shipped_names_are_all_there():
-    assert RUNS == ["bert-base-stack.yaml", "bert-large-compound.yaml", "bert-large-stack.yaml", "demo.yaml"]
+    base = [f"bert-base-{name}.yaml" for name in ("lemon", "msg", "stack")]
+    assert [*base, *(f"bert-large-{name}.yaml" for name in ("compound", "stack", "unshare")), "demo.yaml"] == RUNS
     assert [load_run(CONFIGS / "run/demo.yaml").engine.stage] == [2]
 
 
@@ -49,6 +53,50 @@ def test_shipped_recipes_are_recipes(path):
 def test_shipped_zero_files_are_stages(stage):
     run = load_run(CONFIGS / "run/demo.yaml", [f"engine.zero=configs/zero/{stage}.json"])
     assert run.engine.stage == stage
+
+
+def test_a_plan_lists_what_happens_to_every_tensor():
+    old = Model(layers=2, hidden=12, heads=3, ffn=10, vocab_size=23, positions=9, nsp=True)
+    target = inherit_model(old.model_dump(), {"layers": 3, "hidden": 18, "ffn": 20})
+    plan = growth_plan(old, Model.model_validate(target), load_grow("msg", overrides=["lr=share", "ramp=7"]))
+    lines = describe(plan, tensors=True)
+    assert "ramp of 7 steps: ffn, gate, hidden, norm" in lines
+    says = (
+        "layers.{layer}.up.weight [10, 12] -> [20, 18]: ffn 10->20 copied, fresh units; hidden 12->18 divided, fresh "
+    )
+    assert says + "units; layers 2->3" in lines
+    assert len([line for line in lines if "->" in line]) >= len(plan.layout)
+
+
+def test_the_plan_says_what_one_number_for_a_vector_of_rates_would_miss():
+    old = Model(layers=2, hidden=12, heads=3, ffn=10, vocab_size=23, positions=9)
+    new = Model.model_validate(inherit_model(old.model_dump(), {"ffn": 15, "hidden": 24, "heads": 6}))
+    share, mean = (
+        describe(growth_plan(old, new, load_grow("tile", overrides=[f"lr={lr}"]))) for lr in ("share", "mean")
+    )
+    assert "learning rate of readers of hidden: x0.5, a parameter group" in share
+    assert "learning rate of readers of ffn: x0.6667, a vector" in share
+    assert "learning rate of readers of ffn: x0.6667, the mean of a vector, off by up to 33%" in mean
+
+
+@pytest.mark.parametrize(
+    ("recipe", "times", "sizes"),
+    [
+        ("stack", 4, {"layers": 8, "stored_layers": 8, "hidden": 12}),
+        ("hyperclone", 2, {"layers": 2, "hidden": 24, "heads": 6, "ffn": 20}),
+        ("compound", 2, {"layers": 4, "ffn": 20, "hidden": 12}),
+        ("weighted", 2, {"hidden": 24, "heads": 3}),
+    ],
+)
+def test_times_enlarges_the_axes_of_the_recipe(recipe, times, sizes):
+    old = Model(layers=2, hidden=12, heads=3, ffn=10)
+    new = enlarged(old, load_grow(recipe), times).model_dump()
+    assert {key: new[key] for key in sizes} == sizes
+
+
+def test_times_needs_an_axis_with_a_factor():
+    with pytest.raises(UserError, match="--times: recipe pad-vocab has no axis with a factor"):
+        enlarged(Model(layers=2, hidden=12, heads=3, ffn=10), load_grow("pad-vocab"), 2)
 
 
 def test_the_control_costs_what_the_grown_run_costs():

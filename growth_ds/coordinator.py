@@ -99,7 +99,11 @@ class Coordinator:
         assert self.module is not None
         progress = self.during.progress(step)
         values = None if progress is None or self.during.ramp is None else self.during.ramp.at(progress)
-        self.module.ramp = values and {key: value.to(distributed.device()) for key, value in values.items()}
+        device = distributed.device()
+        self.module.ramp = values and {
+            key: value if key == "gate" else value.to(device)
+            for key, value in values.items()  # gates are read as numbers
+        }
         return progress
 
     def _source(self) -> tuple[Checkpoint | None, dict[str, Any]]:

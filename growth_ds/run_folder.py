@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from growth_ds.checkpoint import Checkpoint, open_verified, sync, write_durably
+from growth_ds.checkpoint import Checkpoint, open_verified
 from growth_ds.config import Run
 from growth_ds.config_file import dump_run, read_yaml, validated
 from growth_ds.errors import UserError
+from growth_ds.files import sync, write_durably
 
 
 class RunFolder:

@@ -17,9 +17,10 @@ from growth_ds.data.corpus import Document, read_documents, source_files
 from growth_ds.data.encode import encode_documents
 from growth_ds.data.hashing import text_uniform
 from growth_ds.data.parallel import default_workers
-from growth_ds.data.store import FORMAT, MANIFEST, PARTS, SPLITS, SplitWriter, Store, file_sha256, write_manifest
+from growth_ds.data.store import FORMAT, MANIFEST, PARTS, SPLITS, SplitWriter, Store, write_manifest
 from growth_ds.data.tokenizer import Tokenizer, from_folder, from_vocab
 from growth_ds.errors import UserError
+from growth_ds.files import sha256
 
 Documents = tuple[Sequence[Document], Sequence[Document]]
 _CHARACTERS_PER_WORKER = 2_000_000  # below this, starting a process takes longer than the work
@@ -201,7 +202,7 @@ def _request_digest(**parts: Any) -> str:
 
 
 def _inputs_digest(inputs: Sequence[str | Path]) -> str:
-    listed = [(file.name, file_sha256(file.path)) for file in source_files(inputs)]
+    listed = [(file.name, sha256(file.path)) for file in source_files(inputs)]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from growth_ds.data.tokenizer import Tokenizer, from_folder
 from growth_ds.errors import UserError
+from growth_ds.files import sha256
 
 FORMAT = "growth_ds-store-1"
 MANIFEST = "manifest.json"
 SPLITS = ("train", "valid")
 PARTS = frozenset([MANIFEST, "tokenizer", *(f"{name}.{kind}" for name in SPLITS for kind in ("bin", "idx"))])
-_BLOCK = 1 << 22
 _AGAIN = "prepare it again with --force"
 
 
@@ -162,18 +162,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def write_manifest(path: Path, facts: dict[str, Any]) -> None:
     """Seal the folder `path`: record every file in it, and `facts`. The last step of writing a store."""
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST)
-    listed = {p.relative_to(path).as_posix(): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
+    listed = {p.relative_to(path).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     manifest = {"format": FORMAT, **facts, "files": listed}
     (path / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", "utf-8")
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_files(path: Path, files: dict[str, dict[str, Any]], verify: bool) -> None:
@@ -183,7 +174,7 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]], verify: bool) -> 
             raise UserError(f"{file}: missing; {_AGAIN}")
         if (size := file.stat().st_size) != known["bytes"]:
             raise UserError(f"{file}: {size} bytes, the manifest says {known['bytes']} (truncated?); {_AGAIN}")
-        if verify and file_sha256(file) != known["sha256"]:
+        if verify and sha256(file) != known["sha256"]:
             raise UserError(f"{file}: corrupted (sha256 differs from the manifest); {_AGAIN}")
 
 

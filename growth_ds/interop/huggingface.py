@@ -21,6 +21,7 @@ from torch import Tensor
 
 from growth_ds.config import Model
 from growth_ds.errors import UserError
+from growth_ds.files import sync
 from growth_ds.interop import names
 from growth_ds.interop.tensor_files import TensorFiles
 from growth_ds.model.init import initial
@@ -253,8 +254,7 @@ def _write_files(model: Model, read: Callable[[str], Tensor], folder: Path, toke
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(_their_tensors(model, read), folder / "model.safetensors", metadata={"format": "pt"})
     for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
 
 
 def _their_tensors(model: Model, read: Callable[[str], Tensor]) -> dict[str, Tensor]:

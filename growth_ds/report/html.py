@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from growth_ds.errors import UserError
+from growth_ds.files import write_durably
 from growth_ds.report import units
 from growth_ds.report.compare import Comparison, compare
 from growth_ds.report.curves import PANELS, SERIES, optim_svg, panel_svg
@@ -78,13 +78,10 @@ def _compared(subject: _Subject, rival: _Subject) -> Comparison | None:
 
 def _write(out: Path, text: str) -> None:
     """Replace `out` as a whole: a reader never sees half a page."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(out)
+        write_durably(out, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{out}: report not written ({error.strerror}); give a path that can be written") from None
 
 

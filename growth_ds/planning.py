@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from growth_ds.config import Grow, Model, Run, Stage, inherit_model
+from growth_ds.config_file import validated
 from growth_ds.errors import UserError
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.planner import make_plan
@@ -141,14 +142,19 @@ def enlarged(model: Model, grow: Grow, times: int) -> Model:
     """
     recipe = find_recipe(grow.recipe)
     if recipe.axes == ("stored_layers",):
-        return Model.model_validate({**model.model_dump(), "stored_layers": model.stored_layers * times})
+        return validated(Model, {**model.model_dump(), "stored_layers": model.stored_layers * times}, "--times")
     keys = [key for key in recipe.axes if key in WIDTHS] or [key for key in recipe.axes if key == "layers"]
     if recipe.name == "compound":
         keys = ["layers", "ffn"]
     if not keys:
         raise UserError(f"--times: recipe {recipe.name} has no axis with a factor; give --to with the model's sizes")
+    if "hidden" in keys and "heads" not in keys:
+        raise UserError(
+            f"--times: recipe {recipe.name} grows hidden alone, which heads would no longer fill; give --to, and the "
+            "heads a recipe: --set heads=tile"
+        )
     changes = {key: times * getattr(model, key) for key in keys}
-    return Model.model_validate(inherit_model(model.model_dump(), changes))
+    return validated(Model, inherit_model(model.model_dump(), changes), "--times")
 
 
 def recipe_records() -> list[dict[str, Any]]:

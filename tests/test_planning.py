@@ -85,18 +85,26 @@ def test_the_plan_says_what_one_number_for_a_vector_of_rates_would_miss():
         ("stack", 4, {"layers": 8, "stored_layers": 8, "hidden": 12}),
         ("hyperclone", 2, {"layers": 2, "hidden": 24, "heads": 6, "ffn": 20}),
         ("compound", 2, {"layers": 4, "ffn": 20, "hidden": 12}),
-        ("weighted", 2, {"hidden": 24, "heads": 3}),
+        ("unshare", 2, {"layers": 2, "stored_layers": 2}),
     ],
 )
 def test_times_enlarges_the_axes_of_the_recipe(recipe, times, sizes):
-    old = Model(layers=2, hidden=12, heads=3, ffn=10)
+    old = Model(layers=2, stored_layers=1 if recipe == "unshare" else 2, hidden=12, heads=3, ffn=10)
     new = enlarged(old, load_grow(recipe), times).model_dump()
     assert {key: new[key] for key in sizes} == sizes
 
 
-def test_times_needs_an_axis_with_a_factor():
-    with pytest.raises(UserError, match="--times: recipe pad-vocab has no axis with a factor"):
-        enlarged(Model(layers=2, hidden=12, heads=3, ffn=10), load_grow("pad-vocab"), 2)
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("pad-vocab", "--times: recipe pad-vocab has no axis with a factor"),
+        ("weighted", "--times: recipe weighted grows hidden alone"),
+        ("unshare", "--times: stored_layers 4 do not divide layers 2"),
+    ],
+)
+def test_times_that_make_no_model_are_refused(recipe, words):
+    with pytest.raises(UserError, match=words):
+        enlarged(Model(layers=2, hidden=12, heads=3, ffn=10), load_grow(recipe), 2)
 
 
 def test_the_control_costs_what_the_grown_run_costs():

@@ -67,7 +67,7 @@ def _lookup(plan: GrowthPlan, axis: str, each: AxisMap) -> str | None:
 def _parallel(plan: GrowthPlan, axis: str, each: AxisMap) -> str | None:
     if each.raw:
         return "readers of copies keep their weights undivided; exact: tile"
-    if each.donor is not None and bool(each.donor.any()):
+    if each.donor is not None and bool(each.donor.any()) and plan.old["stored_layer"] > 1:
         return "new units come from the next layer; exact: fpi"
     if axis == "hidden" and not each.is_even:
         return _normalised(plan, each)
@@ -85,12 +85,17 @@ def _normalised(plan: GrowthPlan, each: AxisMap) -> str | None:
             if abs(plan.eps_after - plan.eps_before) <= EPS_MOVES:
                 return None
             return (
-                f"norm_eps {plan.eps_after:g} fits the norms over the padding, not the MLM head's, which leaves it out; "
-                "exact: a norm_eps of 1e-12"
+                f"norm_eps {plan.eps_after:g} fits the norms over the padding, not the MLM head's, which leaves it "
+                "out; exact: a norm_eps of 1e-12"
             )
         return (
             "the MLM head's transform is normalised over the padding too (hidden states and NSP are exact); exact: a "
             "ramp for its norm, or weighted"
+        )
+    if bool(each.is_fresh.any()):
+        return (
+            f"{each.new - each.old} new units are no copies, and LayerNorm's mean and variance count them; exact: a ramp, "
+            "or recipe msg"
         )
     return (
         f"{each.old} -> {each.new} gives units unequal numbers of copies, and LayerNorm's mean and variance weigh them "

@@ -212,7 +212,7 @@ def write_huggingface(
     if model.heads * model.head_size != model.hidden:
         raise UserError(
             f"{out}: transformers holds no model with heads {model.heads} x head_size {model.head_size} != hidden "
-            f"{model.hidden}; export before growing heads alone, or grow hidden to {model.heads * model.head_size}"
+            f"{model.hidden}; export before one of them grows alone, or grow the other until hidden is the product"
         )
     _check_free(out, force)
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")

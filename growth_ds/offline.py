@@ -83,7 +83,7 @@ def grow_checkpoint(source: Checkpoint, target: Model, grow: Grow, out: Path, fo
         target,
         read,
         facts,
-        moments=source.moments and plan.moments == "carry",
+        moments=source.moments and plan.moments != "reset",
         tokenizer=source.tokenizer,
         force=force,
     )

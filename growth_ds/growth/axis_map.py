@@ -72,7 +72,7 @@ class AxisMap:
         copied = ~self.is_fresh
         totals = torch.zeros(self.old, dtype=torch.float64)
         totals.index_add_(0, self.source[copied], self.share[copied].double())
-        if not torch.allclose(totals, torch.ones_like(totals), atol=1e-12):
+        if not torch.allclose(totals, torch.ones_like(totals), rtol=0.0, atol=1e-12):
             unit = int((totals - 1).abs().argmax())
             raise ValueError(
                 f"shares of old unit {unit} sum to {float(totals[unit])}, not to 1: it would be lost or doubled"

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from growth_ds.axes import Layout
 from growth_ds.config import AXES, THIN, Grow, Model
 from growth_ds.errors import UserError
+from growth_ds.growth.answer import check_answer, written_out
 from growth_ds.growth.axis_map import KIND, AxisMap
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.ramp import Ramp, norm_weights
@@ -39,11 +38,11 @@ def make_plan(
     for key, axis in _growing(old, new, before, after):
         named = grow.recipe_for(key)
         ask = Ask(key, before[axis], after[axis], old, new, grow)
-        recipe, grown[axis] = _apply(named, ask)
+        recipe, grown[axis] = _apply(rows, named, ask)
         names[axis] = named if isinstance(named, str) else "sources"
         if grow.ramp is None and grown[axis].ramp:
             steps = max(steps, min(recipe.ramp, limit) if recipe and limit else recipe.ramp if recipe else 0)
-    thin, recipe_name = _thin(old, new, grow)
+    thin, recipe_name = _thin(rows, old, new, grow)
     if thin:
         names[THIN] = recipe_name
     plan = GrowthPlan(
@@ -100,7 +99,7 @@ def _growing(old: Model, new: Model, before: Mapping[str, int], after: Mapping[s
     return found
 
 
-def _thin(old: Model, new: Model, grow: Grow) -> tuple[dict[int, AxisMap], str]:
+def _thin(rows: Rows, old: Model, new: Model, grow: Grow) -> tuple[dict[int, AxisMap], str]:
     """Maps of the FFN units of layers that had fewer than the others. Raises UserError for what is not a recovery."""
     if (old.thin_ffn, old.thin_every) == (new.thin_ffn, new.thin_every) or old.thin_ffn == new.thin_ffn is None:
         if old.thin_ffn is not None and old.stored_layers != new.stored_layers:
@@ -113,18 +112,18 @@ def _thin(old: Model, new: Model, grow: Grow) -> tuple[dict[int, AxisMap], str]:
     if old.stored_layers != new.stored_layers or grow.lr != "keep":
         raise UserError("model.thin_ffn: ends in a growth without layers and with grow.lr: keep; grow twice")
     named = grow.recipe_for("ffn")
-    _, grown = _apply(named, Ask("ffn", old.thin_ffn, new.ffn, old, new, grow))
+    _, grown = _apply(rows, named, Ask("ffn", old.thin_ffn, new.ffn, old, new, grow))
     if grown.ramp or grown.overrides or grown.map.donor is not None:
         raise UserError("grow.ffn: thin layers grow by copies alone; use ffn-share, tile, interleave, fpi or zero-pad")
     layers = range(0, old.stored_layers, old.thin_every)
     return dict.fromkeys(layers, grown.map), named if isinstance(named, str) else "sources"
 
 
-def _apply(named: Any, ask: Ask) -> tuple[Recipe | None, Grown]:
+def _apply(rows: Rows, named: Any, ask: Ask) -> tuple[Recipe | None, Grown]:
     """The recipe's answer for one axis. Raises UserError that names axis, sizes and the recipes that would do."""
     where = f"grow.{ask.key}"
     if not isinstance(named, str):
-        return None, Grown(_given(where, named, ask))
+        return None, Grown(written_out(where, named, ask))
     recipe = find_recipe(named)
     if ask.key not in recipe.axes:
         raise UserError(
@@ -134,41 +133,12 @@ def _apply(named: Any, ask: Ask) -> tuple[Recipe | None, Grown]:
         answer = recipe.apply(ask)
     except UserError as error:
         raise UserError(f"{where}: {error}; {_instead(ask)}") from None
-    except ValueError as error:
-        raise UserError(f"{where}: recipe {recipe.name}, {ask.old} -> {ask.new}: {error}") from None
+    except Exception as error:  # whatever a recipe of the user's does: one line
+        what = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UserError(f"{where}: recipe {recipe.name}, {ask.old} -> {ask.new}: {what}{error}") from None
     grown = answer if isinstance(answer, Grown) else Grown(answer)
-    _check_answer(where, recipe.name, ask, grown)
+    check_answer(f"{where}: recipe {recipe.name}", rows(ask.after), ask, grown)
     return recipe, grown
-
-
-def _check_answer(where: str, name: str, ask: Ask, grown: Grown) -> None:
-    """A recipe of the user's may answer anything."""
-    if not isinstance(grown.map, AxisMap):
-        raise UserError(f"{where}: recipe {name} returns {type(grown.map).__name__}, not an AxisMap")
-    if (grown.map.old, grown.map.new) != (ask.old, ask.new):
-        raise UserError(
-            f"{where}: recipe {name} maps {grown.map.old} -> {grown.map.new} units, asked were {ask.old} -> {ask.new}"
-        )
-    if ask.key in ("layers", "stored_layers") and bool(grown.map.is_fresh.any()):
-        raise UserError(f"{where}: recipe {name} leaves layers without a source; copy one and use a gate or overrides")
-
-
-def _given(where: str, given: Any, ask: Ask) -> AxisMap:
-    """A list of sources written out in the config."""
-    source = torch.tensor(given.source, dtype=torch.int64)
-    if source.numel() != ask.new:
-        raise UserError(f"{where}.source: {source.numel()} units are listed, {ask.old} -> {ask.new} needs {ask.new}")
-    try:
-        if given.share is None:
-            missing = sorted(set(range(ask.old)) - set(given.source))
-            if missing:
-                raise UserError(f"{where}.source: old unit {missing[0]} has no copy; list every unit below {ask.old}")
-            if max(given.source) >= ask.old:
-                raise UserError(f"{where}.source: unit {max(given.source)} is not below {ask.old}")
-            return AxisMap.even(source, ask.old)
-        return AxisMap(source, torch.tensor(given.share, dtype=torch.float64), ask.old)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 def _instead(ask: Ask) -> str:

@@ -59,6 +59,8 @@ def _nothing(plan: GrowthPlan, axis: str, each: AxisMap) -> str | None:
 
 
 def _lookup(plan: GrowthPlan, axis: str, each: AxisMap) -> str | None:
+    if axis == "vocab" and not bool(each.is_fresh[each.old :].all()):
+        return "copies of tokens take part in the softmax; exact: extend-vocab or pad-vocab"
     if each.source[: each.old].tolist() != list(range(each.old)):
         return f"the first {each.old} rows do not stay where they are looked up; exact: recipe tile"
     return None
@@ -70,8 +72,24 @@ def _parallel(plan: GrowthPlan, axis: str, each: AxisMap) -> str | None:
     if each.donor is not None and bool(each.donor.any()) and plan.old["stored_layer"] > 1:
         return "new units come from the next layer; exact: fpi"
     if axis == "hidden" and not each.is_even:
-        return _normalised(plan, each)
+        return _normalised(plan, each) or _masked(plan, axis, each)
+    if axis == "hidden" and plan.ramp and not all(_even(plan.ramp.start.get(key)) for key in ("norm", "head.norm")):
+        return "the ramp weighs units unlike each other that LayerNorm has to count alike; exact: no weights for norms"
+    if _masked(plan, axis, each):
+        return _masked(plan, axis, each)
     return None if _silent(plan, axis, each) else "fresh units are read with other weights than 0; exact: msg"
+
+
+def _masked(plan: GrowthPlan, axis: str, each: AxisMap) -> str | None:
+    """A mask belongs on fresh units alone."""
+    mask = plan.ramp.start.get(axis) if plan.ramp else None
+    if mask is None or bool((mask[~each.is_fresh] == 1.0).all()):
+        return None
+    return "the ramp masks units that the old model has; exact: masks on fresh units alone"
+
+
+def _even(weights: torch.Tensor | None) -> bool:
+    return weights is None or bool((weights == weights[0]).all())
 
 
 def _normalised(plan: GrowthPlan, each: AxisMap) -> str | None:
@@ -94,8 +112,8 @@ def _normalised(plan: GrowthPlan, each: AxisMap) -> str | None:
         )
     if bool(each.is_fresh.any()):
         return (
-            f"{each.new - each.old} new units are no copies, and LayerNorm's mean and variance count them; exact: a ramp, "
-            "or recipe msg"
+            f"{each.new - each.old} new units are no copies, and LayerNorm's mean and variance count them; exact: a "
+            "ramp, or recipe msg"
         )
     return (
         f"{each.old} -> {each.new} gives units unequal numbers of copies, and LayerNorm's mean and variance weigh them "
@@ -140,6 +158,8 @@ def _silent(plan: GrowthPlan, axis: str, each: AxisMap) -> bool:
         for name, split in zip(parse(row).names, parse(row).split, strict=True)
         if name == axis
     ]
+    if axis != "hidden" and all(zero(pattern, False) for pattern, split in sides if not split):
+        return True  # activations and values of 0 are 0
     quiet_norms = all(zero(pattern, False) for pattern, split in sides if "norm" in pattern and not split)
     for pattern, split in sides:
         if not split or zero(pattern, True):
@@ -169,6 +189,8 @@ def executed_after(plan: GrowthPlan) -> list[tuple[object, object]]:
     result: list[tuple[object, object]] = []
     for depth in range(plan.new["layer"]):
         layer = depth % plan.new["stored_layer"]
+        if gates is not None and float(gates[depth]) not in (0.0, 1.0):
+            return [("half open", depth)]
         if gates is not None and float(gates[depth]) == 0.0:
             continue
         body, inner, outer = _layer(plan, layer)

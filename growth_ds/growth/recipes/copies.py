@@ -14,7 +14,12 @@ WHERE = {"layers": "never", "stored_layers": "never", "hidden": "whole multiples
 GONG = "Gong et al., ICML 2019 (StackingBERT); arXiv 2405.15319 (G_stack)"
 
 
-@recipe("tile", axes=EVERY, paper="arXiv 1511.05641", exact={**WHERE, "stored_layers": "always", "positions": "always"})
+@recipe(
+    "tile",
+    axes=EVERY,
+    paper="arXiv 1511.05641",
+    exact={**WHERE, "stored_layers": "whole multiples", "positions": "always"},
+)
 def tile(ask: Ask) -> AxisMap:
     """0 1 2 0 1 2: the whole again, on any axis."""
     return AxisMap.even(in_turn(ask.old, ask.new), ask.old)

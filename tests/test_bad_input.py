@@ -118,6 +118,7 @@ def test_verbs_refuse(refused, argv, words):
 
 
 RECIPE = "from growth_ds.growth.recipe import *\nfrom growth_ds.growth.axis_map import *\nimport torch\n"
+DEEPER = RECIPE + "@recipe('r', axes=('layers',))\ndef r(ask): return Grown(AxisMap.even(torch.arange(4) % 2, 2), "
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,36 @@ RECIPE = "from growth_ds.growth.recipe import *\nfrom growth_ds.growth.axis_map 
             RECIPE + "@recipe('r', axes=('ffn',))\ndef r(ask): return AxisMap.even(torch.arange(ask.old), ask.old)",
             "{ffn: 32}",
             "grow.ffn: recipe r maps 20 -> 20 units, asked were 20 -> 32",
+        ),
+        (
+            "r.py",
+            DEEPER + "{}, {'gate': torch.ones(3)})",
+            "{layers: 4}",
+            "grow.layers: recipe r: ramp 'gate' needs 4 float32 values >= 0, it has 3",
+        ),
+        (
+            "r.py",
+            DEEPER + "{}, {'door': torch.ones(4)})",
+            "{layers: 4}",
+            "ramp 'door' is unknown",
+        ),
+        (
+            "r.py",
+            DEEPER + "{'layers.{layer}.up.bias': {2: 'layer 9'}})",
+            "{layers: 4}",
+            "overrides 'layers.{layer}.up.bias' in layer 2 by 'layer 9'",
+        ),
+        (
+            "r.py",
+            DEEPER + "{'layers.{layer}.sideways': {2: '0'}})",
+            "{layers: 4}",
+            "which is no row of the layout",
+        ),
+        (
+            "r.py",
+            RECIPE + "@recipe('r', axes=('ffn',))\ndef r(ask): return 1 // 0",
+            "{ffn: 32}",
+            "grow.ffn: recipe r, 20 -> 32: ZeroDivisionError",
         ),
     ],
 )

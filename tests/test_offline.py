@@ -59,6 +59,26 @@ def test_grow_with_reset_writes_no_moments(run, source, tmp_path):
     assert not Checkpoint(tmp_path / "grown").moments
 
 
+@pytest.mark.parametrize(("moments", "factor"), [("copy", 1.0), ("damped", 0.1), ("carry", 1.0)])
+def test_every_policy_but_reset_writes_moments(run, source, tmp_path, moments, factor):
+    argv = ["--recipe", "stack", "--times", 2, "--set", f"moments={moments}", "--out", tmp_path / "grown"]
+    assert run("grow", source.path, *argv).code == 0
+    grown, name = Checkpoint(tmp_path / "grown"), "layers.{}.up.bias"
+    assert torch.equal(grown.tensor("exp_avg", name.format(2)), source.tensor("exp_avg", name.format(0)) * factor)
+    assert torch.equal(grown.tensor("exp_avg", name.format(0)), source.tensor("exp_avg", name.format(0)))
+    assert torch.equal(grown.tensor("exp_avg_sq", name.format(3)), source.tensor("exp_avg_sq", name.format(1)))
+
+
+def test_multipliers_of_the_rate_are_kept_and_multiplied_by_the_next_growth(run, source, tmp_path):
+    for number, (start, keys) in enumerate([(source.path, {"ffn": 30}), (tmp_path / "0", {"ffn": 60})]):
+        to = model_file(tmp_path, **keys)
+        argv = ["--to", to, "--recipe", "tile", "--set", "lr=share", "--out", tmp_path / str(number)]
+        assert run("grow", start, *argv).code == 0
+    first, second = (Checkpoint(tmp_path / name).facts["lr"]["ffn"] for name in ("0", "1"))
+    assert first == [0.5] * 10 + [1.0] * 10 + [0.5] * 10
+    assert second == [value / 2 for value in first] * 2
+
+
 def test_logits_are_those_of_the_module(run, source, tmp_path):
     draw = np.random.default_rng(0)
     ids, types = draw.integers(0, 40, (3, 9)), draw.integers(0, 2, (3, 9))

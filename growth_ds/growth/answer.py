@@ -14,7 +14,7 @@ from growth_ds.growth.recipe import Ask, Grown
 def check_answer(where: str, rows: Layout, ask: Ask, grown: Grown) -> None:
     """Hold an answer against what was asked. `where` names key and recipe, `rows` is the grown model's layout.
 
-    Raises UserError for a map of other sizes, layers without a source, ramps and overrides that the model does not know.
+    Raises UserError for a map of other sizes, layers without a source, ramps and overrides that the model cannot have.
     """
     if not isinstance(grown.map, AxisMap):
         raise UserError(f"{where} returns {type(grown.map).__name__}, not an AxisMap")

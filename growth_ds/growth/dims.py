@@ -41,7 +41,7 @@ class Dim:
 
     @property
     def is_trivial(self) -> bool:
-        return self.source is None and self.scale is None
+        return self.source is None and self.scale is None and not self.is_special
 
     @property
     def is_special(self) -> bool:
@@ -59,6 +59,13 @@ class Dim:
         counts = torch.diff(begins, append=torch.tensor([self.new]))
         rows = (begins.tolist(), self.source[begins].tolist(), counts.tolist(), scale[begins].tolist())
         return list(zip(*rows, strict=True))
+
+    def fresh_runs(self) -> list[tuple[int, int]]:
+        """(begin, end) of new units that are all fresh or all copied."""
+        if self.fresh is None:
+            return [(0, self.new)]
+        changes = (torch.nonzero(self.fresh[1:] != self.fresh[:-1]).flatten() + 1).tolist()
+        return list(zip([0, *changes], [*changes, self.new], strict=True))
 
 
 def dims_of(

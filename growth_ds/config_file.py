@@ -168,7 +168,7 @@ def _distinct(error: ValidationError) -> list[Any]:
 
 def _place(location: Sequence[str | int]) -> str:
     """`data.store.0.path`, without the names pydantic gives to the members of a union."""
-    return ".".join(str(part) for part in location if part != "str" and "[" not in str(part))
+    return ".".join(str(part) for part in location if part not in ("str", "Sources") and "[" not in str(part))
 
 
 def _keys_at(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:

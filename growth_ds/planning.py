@@ -20,7 +20,7 @@ from growth_ds.model.layout import FIXED, layout
 
 def stage_flops(run: Run, stage: Stage) -> int:
     """Useful training FLOPs of one optimizer step of a stage."""
-    nsp = run.data.objective == "mlm+nsp"
+    nsp = run.data.objective == "mlm+nsp" and stage.model.nsp
     return stage.batch.global_ * cost.train_flops_per_row(stage.model, stage.length, run.data.mask_prob, nsp)
 
 

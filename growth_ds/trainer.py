@@ -191,6 +191,8 @@ class Trainer:
         steps = range(first, first + self.run.stages[index].total_steps - done)
         for micro_batches in self.text.batches(self.run, steps, self.rank, self.ranks):
             started = time.monotonic()
+            if not self.run.stages[index].model.nsp:
+                micro_batches = [batch.without_nsp() for batch in micro_batches]
             on_device = [batch.to(engine.device) for batch in micro_batches]
             rate = learning_rate(self.run, self.position.step)
             if self.dropout[index]:

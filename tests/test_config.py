@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growth_ds import config
-from growth_ds.config import Frozen, Model, Run
+from growth_ds.config import AXES, Frozen, Model, Run
 from growth_ds.config_file import dump_run, load_grow, load_run, shipped
+from growth_ds.growth.recipes import find_recipe
 
 CONFIG = """\
 model: {layers: 2, hidden: 48, heads: 3, ffn: 96, positions: 32}
@@ -120,7 +121,9 @@ def test_every_shipped_run_is_valid(path):
 
 @pytest.mark.parametrize("path", sorted(shipped("grow").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_valid(path):
-    assert load_grow(str(path)).recipe in ("tile", "interleave")
+    grow = load_grow(str(path))
+    assert all(key in find_recipe(str(grow.recipe_for(key))).axes for key in AXES if getattr(grow, key, None))
+    assert find_recipe(grow.recipe).axes
 
 
 @pytest.mark.parametrize("path", sorted(shipped("model").glob("*.yaml")), ids=lambda path: path.stem)
@@ -132,6 +135,7 @@ def test_every_shipped_model_is_valid(path):
 # ---- round trip and digest
 
 SIZE = st.integers(1, 64)
+GROW = {"ffn": "tile", "moments": "reset", "heads": {"source": [0, 1], "share": [0.5, 0.5]}, "ramp": 3, "noise": 0.01}
 
 
 @st.composite
@@ -144,7 +148,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         stage["batch"] = {"global": draw(SIZE), "micro": draw(SIZE)}
         stage[draw(st.sampled_from(["steps", "tokens"]))] = draw(SIZE)
         stage["optim"] = draw(st.sampled_from([{}, {"lr": 1e-3}, {"decay": "cosine", "final": 0.1}, {"warmup": 12}]))
-        stage["grow"] = draw(st.sampled_from([{}, {"recipe": "interleave"}, {"ffn": "tile", "moments": "reset"}]))
+        stage["grow"] = draw(st.sampled_from([{}, {"recipe": "interleave"}, GROW]))
         stages.append(stage)
     shared = draw(st.integers(1, 3))
     model = {"layers": 6, "stored_layers": draw(st.sampled_from([None, 1, 2, 3])), "hidden": 48, "heads": 3, "ffn": 9}
@@ -193,6 +197,8 @@ OTHER = [
     "stages.1.model.ffn=97",
     "stages.1.grow={recipe: interleave}",
     "stages.1.grow={moments: reset}",
+    "stages.1.grow={ramp: 0}",
+    "stages.1.grow={layers: {source: [0, 1, 0, 1]}}",
     "optim.lr=2.0e-4",
     "data.mask_prob=0.2",
     "data.chunk=64",
@@ -228,12 +234,14 @@ SURFACE = {
     "Data": "store objective mask_prob whole_word nsp_negative chunk verify",
     "Engine": "precision zero deepspeed timeout_s",
     "Evaluation": "every tokens",
-    "Grow": "recipe layers stored_layers hidden heads ffn positions moments require_exact",
+    "Grow": "recipe layers stored_layers hidden heads ffn positions segments vocab_size require_exact seed noise block "
+    "ramp moments layer_moments fresh_moments damping step rewind rewarm lr",
     "Log": "every tensorboard",
-    "Model": "layers hidden heads ffn head_size stored_layers vocab_size positions segments norm nsp activation "
-    "dropout attention_dropout norm_eps init_std",
+    "Model": "layers hidden heads ffn thin_ffn thin_every head_size stored_layers vocab_size positions segments norm "
+    "nsp activation dropout attention_dropout norm_eps init_std",
     "Optim": "name lr warmup decay final schedule weight_decay betas eps clip",
     "Run": "name seed data engine optim checkpoint log evaluation stages",
+    "Sources": "source share",
     "Stage": "model length batch optim steps tokens grow",
     "StoreShare": "path weight",
 }

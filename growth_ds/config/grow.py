@@ -14,13 +14,15 @@ Moments = Literal["carry", "copy", "reset", "damped"]
 class Sources(Frozen):
     """A growth written out: which old unit each new one copies."""
 
-    source: tuple[int, ...] = Field(min_length=1)
+    source: tuple[int, ...]
     share: tuple[float, ...] | None = None
     """Share of the old unit's outgoing weight for each new unit; even unless given."""
 
     @field_validator("source")
     @classmethod
     def _known(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value:
+            raise ValueError("no unit is listed; list one old unit for each new one")
         if min(value) < 0:
             raise ValueError(f"unit {min(value)} is below 0; list units of the old model, from 0")
         return value

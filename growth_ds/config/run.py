@@ -26,6 +26,7 @@ class Data(Frozen):
     store: str | tuple[StoreShare, ...] | None = None
     """A folder made by `growth-ds prepare`, or several with weights."""
     objective: Literal["mlm", "mlm+nsp"] = "mlm"
+    """What is predicted; next sentences only in stages whose model has the head (`nsp: true`)."""
     mask_prob: float = Field(default=0.15, gt=0.0, lt=1.0)
     """Share of each row that is predicted: round(mask_prob x length) positions."""
     whole_word: bool = False
@@ -231,9 +232,8 @@ class Run(Frozen):
 
     @model_validator(mode="after")
     def _objective(self) -> Run:
-        for number, stage in enumerate(self.stages):
-            if self.data.objective == "mlm+nsp" and not stage.model.nsp:
-                raise ValueError(f"data.objective is mlm+nsp but stages.{number}.model.nsp is false")
+        if self.data.objective == "mlm+nsp" and not self.stages[-1].model.nsp:
+            raise ValueError(f"data.objective is mlm+nsp but stages.{len(self.stages) - 1}.model.nsp is false")
         return self
 
     @property

@@ -30,6 +30,10 @@ class Batch:
             return self._map(lambda tensor: tensor.to(device))
         return self._map(lambda t: (t if t.is_cuda else t.pin_memory()).to(device, non_blocking=True))
 
+    def without_nsp(self) -> Batch:
+        """The batch for a model that does not predict next sentences."""
+        return replace(self, nsp_labels=None)
+
     def rows(self, begin: int, end: int) -> Batch:
         """Rows [begin, end) as a batch of their own."""
         count, length = self.ids.shape

@@ -148,6 +148,9 @@ class AxisMap:
         for each in (self, later):
             if each.split != "share" or each.donor is not None or each.noise or each.factors or each.raw:
                 raise ValueError("cannot compose: one of the maps has noise, donors, factors or a split of its own")
+        both = bool(self.is_fresh.any()) and bool(later.is_fresh.any())
+        if both and self.fresh != later.fresh:
+            raise ValueError("cannot compose: the two maps fill fresh units with different values")
         at = later.source.clamp(min=0)
         source = torch.where(later.is_fresh, FRESH, self.source[at])
         share = torch.where(source == FRESH, 0.0, self.share[at] * later.share)

@@ -15,7 +15,7 @@ from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.planner import make_plan
 from growth_ds.growth.state import grow_state
 from growth_ds.model.bert import Bert
-from growth_ds.model.layout import FIXED, layout
+from growth_ds.model.layout import FIXED, layout, parameter_shapes
 
 SMALL = {"layers": 2, "hidden": 12, "heads": 3, "ffn": 10, "vocab_size": 23, "positions": 9}
 
@@ -65,8 +65,27 @@ def grown_bert(bert: Bert, plan: GrowthPlan, model: Model) -> Bert:
         for name, parameter in grown.named_parameters():
             state = grow_state(plan, name, lambda old: TensorState(weights[old].detach(), None, None, 0))
             parameter.copy_(state.weight)
-    grown.ramp = plan.ramp.at(0.0) if plan.ramp else None
+    grown.ramp = ramp_of(plan, grown.head.bias.dtype)
     return grown
+
+
+def ramp_of(plan: GrowthPlan, dtype: torch.dtype) -> dict[str, Tensor] | None:
+    """The ramp at its start. It holds float32, in which a third is off by 1e-8; laws are measured with the shares."""
+    if plan.ramp is None:
+        return None
+    start = plan.ramp.at(0.0) or {}
+    if dtype == torch.float64:
+        start |= {key: plan.maps["hidden"].share for key in ("norm", "head.norm") if key in start}
+    return start
+
+
+def states_of(model: Model, seed: int = 1, step: int = 7) -> dict[str, TensorState]:
+    """Weights, moments and step of every parameter, drawn; the mean square is positive."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: TensorState(*(torch.rand(shape, generator=generator) for _ in range(3)), step=step)
+        for name, shape in parameter_shapes(model).items()
+    }
 
 
 @dataclass
@@ -97,7 +116,7 @@ def rows(model: Model, seed: int = 0, count: int = 3, length: int = 8, padded: b
 def loss(bert: Bert, batch: Rows) -> Tensor:
     """The sum of the losses in the model's own precision (`Bert.forward` takes it in fp32)."""
     hidden = bert.encode(batch.ids, batch.segments, batch.attention_mask)
-    logits = bert.head(hidden.flatten(0, 1)[batch.positions], bert.embeddings.word.weight)
+    logits = bert.head(hidden.flatten(0, 1)[batch.positions], bert.embeddings.word.weight, ramp=bert.ramp)
     total = F.cross_entropy(logits, batch.labels, reduction="sum")
     answers = bert.next_sentence(hidden)
     if answers is not None and batch.nsp_labels is not None:

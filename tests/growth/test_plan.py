@@ -1,9 +1,10 @@
-"""Plans: what is refused and how it is said, the digest, and the record in a ledger."""
+"""Plans: the digest, the record in a ledger, and composition."""
 
 from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,103 +15,73 @@ from growth_ds.config import AXES
 from growth_ds.errors import UserError
 from growth_ds.growth.axis_map import KIND, AxisMap
 from growth_ds.growth.plan import GrowthPlan
-from growth_ds.model.layout import layout
+from growth_ds.growth.planner import plan_from_json
+from growth_ds.growth.ramp import Ramp
+from growth_ds.model.layout import FIXED, layout
 from tests.growth.models import changed, plan_of, small
-from tests.growth.strategies import QUICK, exact_growth, uneven_growth
+from tests.growth.strategies import QUICK, exact_growth, mixed_growth, uneven_growth
 
 OLD = small(nsp=True)
 
-REFUSALS = [
-    # what changes, the `grow:` block, what the error says
-    ({"hidden": 8}, {}, "model.hidden: cannot shrink from 12 to 8; a growth only adds units"),
-    ({"ffn": 9}, {}, "model.ffn: cannot shrink from 10 to 9; a growth only adds units"),
-    ({"layers": 1}, {}, "model.layers: cannot shrink from 2 to 1; a growth only adds units"),
-    ({"positions": 4}, {}, "model.positions: cannot shrink from 9 to 4; a growth only adds units"),
-    ({"vocab_size": 30}, {}, "model.vocab_size: cannot grow from 23 to 30; no recipe here grows this axis; keep 23"),
-    ({"segments": 3}, {}, "model.segments: cannot grow from 2 to 3; no recipe here grows this axis; keep 2"),
-    (
-        {"head_size": 8},
-        {},
-        "model.head_size: cannot grow from 4 to 8; it stands inside the attention's scale; "
-        "give head_size: 4 and grow heads",
-    ),
-    ({"norm": "pre"}, {}, "model.norm: a growth cannot change it from post to pre; keep it"),
-    ({"nsp": False}, {}, "model.nsp: a growth cannot change it from True to False; keep it"),
-    ({"activation": "relu"}, {}, "model.activation: a growth cannot change it from gelu to relu; keep it"),
-    ({"norm_eps": 1e-5}, {}, "model.norm_eps: a growth cannot change it from 1e-12 to 1e-05; keep it"),
-    (
-        {"ffn": 20},
-        {"ffn": "identity"},
-        "grow.ffn: recipe identity cannot grow 10 units to 20; use tile or interleave",
-    ),
-    (
-        {"layers": 4},
-        {"require_exact": True},
-        "grow.require_exact: axis layer: the layers run in another composition; exact: the same depth, every copy "
-        "where its source ran; change the size, or drop require_exact",
-    ),
-    (
-        {"positions": 12},
-        {"require_exact": True, "positions": "interleave"},
-        "grow.require_exact: axis position: the first 9 rows do not stay where they are looked up; exact: recipe tile; "
-        "change the size, or drop require_exact",
-    ),
-    (
-        {"hidden": 16},
-        {"require_exact": True},
-        "grow.require_exact: axis hidden: 12 -> 16 gives units unequal numbers of copies, and LayerNorm's mean and "
-        "variance weigh them all alike; exact: a multiple of 12; change the size, or drop require_exact",
-    ),
-]
 
-
-@pytest.mark.parametrize(("change", "grow", "message"), REFUSALS)
-def test_a_refusal_names_the_key_the_sizes_and_the_fix(change, grow, message):
-    with pytest.raises(UserError) as caught:
-        plan_of(OLD, changed(OLD, **change), **grow)
-    assert str(caught.value) == message
+def read_back(plan: GrowthPlan) -> GrowthPlan:
+    return plan_from_json(layout, json.loads(json.dumps(plan.to_json())), FIXED)
 
 
 @QUICK
-@given(st.one_of(exact_growth(), uneven_growth()))
+@given(st.one_of(exact_growth(), uneven_growth(), mixed_growth()))
 def test_a_plan_survives_json(growth):
-    source, change, recipes = growth
+    source, change, block = growth
     old = small(**source)
-    plan = plan_of(old, changed(old, **change), **recipes)
-    read = GrowthPlan.from_json(layout(old), json.loads(json.dumps(plan.to_json())))
+    try:
+        plan = plan_of(old, changed(old, **change), **block)
+    except UserError:
+        return
+    read = read_back(plan)
     assert read.digest() == plan.digest()
     assert read.to_json() == plan.to_json()
     assert read.exact == plan.exact
-    for axis, axis_map in plan.maps.items():
-        assert torch.equal(read.maps[axis].source, axis_map.source)
-        assert torch.equal(read.maps[axis].share, axis_map.share)
+    for axis, each in plan.maps.items():
+        assert read.maps[axis].to_json() == each.to_json()
 
 
 @QUICK
-@given(exact_growth(), uneven_growth())
+@given(exact_growth(shares_alone=True), uneven_growth())
 def test_a_composition_survives_json(one, two):
     old = small(**one[0])
     middle = changed(old, **one[1])
     larger = {key: max(getattr(middle, key), size) for key, size in two[1].items()}
-    plan = plan_of(old, middle, **one[2]).then(plan_of(middle, changed(middle, **larger), **two[2]))
-    assert GrowthPlan.from_json(layout(old), json.loads(json.dumps(plan.to_json()))).digest() == plan.digest()
+    plain = {"recipe": "tile", "seed": 4}
+    first, second = plan_of(old, middle, **plain), plan_of(middle, changed(middle, **larger), **plain, ffn="interleave")
+    plan = first.then(second)
+    assert read_back(plan).digest() == plan.digest()
+    assert [part.digest() for part in plan.parts] == [first.digest(), second.digest()]
+    assert (plan.old, plan.new) == (first.old, second.new)
+    third = plan_of(plan.models[-1], changed(plan.models[-1], ffn=99), **plain)
+    longer = plan.then(third)
+    assert read_back(longer).digest() == longer.digest() == first.then(second.then(third)).digest()
+    assert len(longer.parts) == 3
 
 
-def everything() -> GrowthPlan:
-    return plan_of(OLD, changed(OLD, layers=4, hidden=24, heads=7, ffn=15, positions=11))
+def everything(**block) -> GrowthPlan:
+    return plan_of(
+        OLD, changed(OLD, layers=4, hidden=24, heads=7, ffn=15, positions=11), **{"positions": "tile", **block}
+    )
 
 
 CHANGES = {
-    "recipes": lambda record: record["recipes"].update(ffn="interleave"),
-    "no recipe": lambda record: record["recipes"].pop("ffn"),
-    "unknown recipe": lambda record: record["recipes"].update(ffn="sorcery"),
-    "empty recipe": lambda record: record["recipes"].update(ffn=""),
-    "recipe that cannot": lambda record: record["recipes"].update(ffn="identity"),
-    "composition": lambda record: record["recipes"].update(ffn="tile 12 interleave"),
-    "new size": lambda record: record["new"].update(ffn=16),
-    "old size": lambda record: record["old"].update(ffn=9),
-    "a size that does not grow": lambda record: record["new"].update(segment=3),
-    "moments": lambda record: record.update(moments="reset"),
+    "recipe": lambda record: record["grow"].update(ffn="interleave"),
+    "unknown recipe": lambda record: record["grow"].update(ffn="sorcery"),
+    "recipe that cannot": lambda record: record["grow"].update(ffn="identity"),
+    "seed": lambda record: record["grow"].update(seed=9),
+    "moments": lambda record: record["grow"].update(moments="reset"),
+    "no policy": lambda record: record["grow"].update(moments="magic"),
+    "new size": lambda record: record["models"][1].update(ffn=16),
+    "old size": lambda record: record["models"][0].update(ffn=9),
+    "a size that does not grow": lambda record: record["models"][1].update(segments=3),
+    "no models": lambda record: record.update(models=[]),
+    "no grow": lambda record: record.pop("grow"),
+    "parts": lambda record: record.update(parts=[{}]),
     "digest": lambda record: record.update(digest="0" * 64),
 }
 
@@ -118,37 +89,64 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_changed_record_is_refused(change):
     record = everything().to_json()
-    assert GrowthPlan.from_json(layout(OLD), copy.deepcopy(record)).digest() == record["digest"]
+    assert plan_from_json(layout, copy.deepcopy(record), FIXED).digest() == record["digest"]
     change(record)
     with pytest.raises(ValueError, match="plan"):
-        GrowthPlan.from_json(layout(OLD), record)
+        plan_from_json(layout, record, FIXED)
 
 
 def test_a_changed_layout_is_refused():
-    rows = {**layout(OLD), "nsp.weight": "answer hidden"}
     with pytest.raises(ValueError, match="does not match its recipes"):
-        GrowthPlan.from_json(rows, everything().to_json())
+        plan_from_json(lambda model: {**layout(model), "nsp.weight": "answer hidden"}, everything().to_json(), FIXED)
+
+
+POLICY = [
+    {"moments": "reset"},
+    {"moments": "damped"},
+    {"layer_moments": "copy"},
+    {"fresh_moments": "reset"},
+    {"damping": 0.2},
+    {"step": "reset"},
+    {"rewind": 3},
+    {"rewarm": 3},
+    {"lr": "share"},
+    {"seed": 1},
+    {"recipe": "interleave"},
+    {"heads": "interleave"},
+    {"layers": {"source": [1, 0, 1, 0]}},
+    {"recipe": "net2net", "noise": 0.0},
+    {"recipe": "net2net", "noise": 0.1},
+    {"recipe": "net2net", "noise": 0.1, "seed": 2},
+    {"recipe": "tile-edge", "positions": "tile"},
+    {"recipe": "insert-identity", **dict.fromkeys(("hidden", "heads", "ffn"), "tile")},
+    {"recipe": "msg"},
+    {"recipe": "msg", "ramp": 7},
+    {"recipe": "msg", "ramp": 8},
+    {"recipe": "staged", "heads": "tile", "ffn": "tile"},
+    {"recipe": "staged-published", "heads": "tile", "ffn": "tile"},
+]
 
 
 def test_the_digest_knows_every_part():
-    plan = everything()
-    share = plan.maps["ffn"].share.clone()
+    plans = [everything(), *(everything(**block) for block in POLICY)]
+    share = plans[0].maps["ffn"].share.clone()
     share[0], share[10] = 0.25, 0.75  # the two copies of unit 0
-    others = [
-        plan_of(OLD, changed(OLD, layers=4, hidden=24, heads=7, ffn=16, positions=11)),
-        plan_of(OLD, changed(OLD, layers=4, hidden=24, heads=7, ffn=15, positions=11), heads="interleave"),
-        plan_of(OLD, changed(OLD, layers=4, hidden=24, heads=7, ffn=15, positions=11), moments="reset"),
-        GrowthPlan(
-            plan.layout,
-            plan.old,
-            plan.new,
-            {**plan.maps, "ffn": AxisMap(plan.maps["ffn"].source, share, 10)},
-            plan.recipes,
-        ),
-    ]
-    digests = {plan.digest(), *(other.digest() for other in others)}
-    assert len(digests) == 1 + len(others)
+    plan, source = plans[0], plans[0].maps["ffn"].source
+    for each in (
+        AxisMap(source, share, 10),
+        AxisMap(source, plan.maps["ffn"].share, 10, donor=torch.arange(15) > 10),
+        AxisMap(source, plan.maps["ffn"].share, 10, factors=(("*", 2.0),)),
+    ):
+        plans.append(replace(plan, maps={**plan.maps, "ffn": each}))
+    plans.append(replace(plan, overrides={"layers.{layer}.up.bias": {1: "0"}}))
+    plans.append(replace(plan, overrides={"layers.{layer}.up.bias": {1: "1"}}))
+    plans.append(replace(plan, ramp=Ramp(5, {"gate": torch.ones(4)})))
+    plans.append(replace(plan, ramp=Ramp(6, {"gate": torch.ones(4)})))
+    plans.append(plan_of(OLD, changed(OLD, layers=4, hidden=24, heads=7, ffn=16, positions=11)))
+    plans.append(plan_of(OLD, changed(OLD, layers=4, hidden=24, heads=7, ffn=15, positions=11, init_std=0.01)))
+    assert len({each.digest() for each in plans}) == len(plans)
     assert everything().digest() == plan.digest()
+    assert everything(require_exact=False, block=7).digest() == plan.digest(), "what moves nothing does not count"
 
 
 def test_the_record_of_a_growth():
@@ -175,6 +173,26 @@ def test_plans_that_do_not_meet_do_not_compose():
     one, two = plan_of(OLD, changed(OLD, ffn=20)), plan_of(OLD, changed(OLD, ffn=30))
     with pytest.raises(ValueError, match="cannot compose"):
         one.then(two)
+
+
+UNCOMPOSED = [
+    ({"ffn": 20}, {"recipe": "msg"}, "one of the plans has a ramp, new parameters or values for single layers"),
+    ({"layers": 4}, {"recipe": "insert-identity"}, "one of the plans has a ramp, new parameters or values"),
+    ({"ffn": 20}, {"recipe": "hyperclone"}, "one of the maps has noise, donors, factors or a split of its own"),
+    ({"ffn": 20}, {"recipe": "aki"}, "one of the maps has noise"),
+    ({"ffn": 20}, {"recipe": "staged"}, "one of the maps has noise"),
+]
+
+
+@pytest.mark.parametrize(("change", "block", "message"), UNCOMPOSED)
+def test_what_a_composed_map_cannot_say_is_refused(change, block, message):
+    middle = changed(OLD, **change)
+    for one, two in (
+        (plan_of(OLD, middle, **block), plan_of(middle, changed(middle, ffn=30))),
+        (plan_of(small(nsp=True, ffn=5), OLD), plan_of(OLD, middle, **block)),
+    ):
+        with pytest.raises(ValueError, match=f"cannot compose: {message}"):
+            one.then(two)
 
 
 def test_a_reset_anywhere_in_a_composition_is_a_reset():

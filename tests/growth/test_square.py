@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from growth_ds.config import Model
+from growth_ds.growth.plan import GrowthPlan
+from growth_ds.growth.rates import next_rates, scale_range
+from growth_ds.growth.state import located
 from growth_ds.model.bert import Bert
 from tests.growth.models import Rows, changed, grown_bert, plan_of, random_bert, rows, small
+from tests.growth.strategies import exact_growth
 from tests.growth.test_function import gradients, mapped
 
 STEPS, RATE, BETAS, EPSILON = 5, 1e-3, (0.9, 0.95), 1e-30
@@ -51,21 +58,21 @@ def comparable(name: str, x: Tensor, heads: int) -> Tensor:
     return x.unflatten(0, (3, heads, -1))[[0, 2]] if name.endswith("qkv.bias") else x
 
 
-@pytest.mark.parametrize(("source", "change", "recipes"), GROWTHS)
-def test_adam(source, change, recipes):
-    old = small(**source)
-    new = changed(old, **change)
-    plan = plan_of(old, new, **recipes)
-    batches = [rows(old, seed) for seed in range(2 * STEPS)]
+def ones(bert: Bert) -> dict[str, Tensor]:
+    return {name: torch.ones_like(parameter) for name, parameter in bert.named_parameters()}
 
-    before = Adam(random_bert(old, seed=1))
+
+def worst_corner(old: Model, new: Model, plan: GrowthPlan, factor: str, seed: int = 1) -> tuple[float, str]:
+    """k steps, then grow, then k steps, against the growth of 2 k steps: largest relative difference, and where."""
+    batches = [rows(old, 10 * seed + number) for number in range(2 * STEPS)]
+    before = Adam(random_bert(old, seed))
     for batch in batches[:STEPS]:
         before.step(batch)
 
     # grow in the middle of training, moments and step count by the law
     grown = grown_bert(before.bert, plan, new)
-    factor = mapped(plan, grown, {name: torch.ones_like(p) for name, p in before.bert.named_parameters()}, "weight")
-    after = Adam(grown, factor)
+    law = mapped(plan, grown, ones(before.bert), "weight") if factor == "law" else multipliers(plan, grown, factor)
+    after = Adam(grown, law)
     after.steps = before.steps
     after.exp_avg = mapped(plan, grown, before.exp_avg, "exp_avg")
     after.exp_avg_sq = mapped(plan, grown, before.exp_avg_sq, "exp_avg_sq")
@@ -74,19 +81,67 @@ def test_adam(source, change, recipes):
         after.step(batch)
         before.step(batch)
 
-    target = mapped(plan, grown, dict(before.bert.named_parameters()), "weight")
-    moments = {
-        "exp_avg": mapped(plan, grown, before.exp_avg, "exp_avg"),
-        "exp_avg_sq": mapped(plan, grown, before.exp_avg_sq, "exp_avg_sq"),
-    }
+    weights = dict(before.bert.named_parameters())
+    found = []
+    for kind, old_state, new_state in (
+        ("weight", weights, dict(grown.named_parameters())),
+        ("exp_avg", before.exp_avg, after.exp_avg),
+        ("exp_avg_sq", before.exp_avg_sq, after.exp_avg_sq),
+    ):
+        target = mapped(plan, grown, old_state, kind)
+        for name, one in new_state.items():
+            one, two = (comparable(name, x, new.heads) for x in (one, target[name]))
+            found.append((float((one - two).detach().abs().max()) / max(1.0, float(two.abs().max())), f"{name} {kind}"))
+    return max(found)
+
+
+def multipliers(plan: GrowthPlan, grown: Bert, policy: str) -> dict[str, Tensor]:
+    """What the optimizer multiplies updates by: the vectors of `rates`, cut for each parameter."""
+    rates, factor = next_rates(policy, plan.maps, {}), {}
     for name, parameter in grown.named_parameters():
-        for one, two in (
-            (parameter, target[name]),
-            (after.exp_avg[name], moments["exp_avg"][name]),
-            (after.exp_avg_sq[name], moments["exp_avg_sq"][name]),
-        ):
-            one, two = (comparable(name, x, new.heads) for x in (one, two))
-            assert float((one - two).detach().abs().max()) < 1e-11 * max(1.0, float(two.abs().max())), name
+        row = plan.layout[located(plan, name)[0]]
+        factor[name] = scale_range(row, plan.new, rates, 0, parameter.numel()).double().reshape(parameter.shape)
+    return factor
+
+
+@pytest.mark.parametrize(("source", "change", "recipes"), GROWTHS)
+def test_adam(source, change, recipes):
+    old = small(**source)
+    new = changed(old, **change)
+    plan = plan_of(old, new, **recipes)
+    difference, name = worst_corner(old, new, plan, "law")
+    assert difference < 1e-11, name
+    difference, name = worst_corner(old, new, plan, "share")
+    assert difference < 1e-6, name
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(exact_growth(shares_alone=True), st.integers(0, 99))
+def test_the_square_closes_with_the_multipliers_of_the_optimizer(growth, seed):
+    source, change, recipes = growth
+    old = small(**source)
+    new = changed(old, **change)
+    plan = plan_of(old, new, require_exact=True, **recipes)
+    difference, name = worst_corner(old, new, plan, "share", seed)
+    assert difference < 1e-6, name
+
+
+@pytest.mark.parametrize("hidden", [18, 31])
+def test_the_square_closes_for_weighted_norms_while_the_ramp_stands_still(hidden):
+    old = small(nsp=True)
+    new = changed(old, hidden=hidden, ffn=13)
+    plan = plan_of(old, new, recipe="tile", hidden="weighted")
+    assert plan.ramp is not None
+    difference, name = worst_corner(old, new, plan, "share")
+    assert difference < 1e-6, name
+    assert worst_corner(old, new, plan, "keep")[0] > 0.1 * RATE
+
+
+def test_one_mean_for_uneven_shares_does_not_close_the_square():
+    old = small()
+    uneven, even = changed(old, ffn=13), changed(old, ffn=20)
+    assert worst_corner(old, uneven, plan_of(old, uneven), "mean")[0] > 0.05 * RATE
+    assert worst_corner(old, even, plan_of(old, even), "mean")[0] < 1e-6
 
 
 def test_adam_without_the_factor_leaves_the_square():
@@ -120,8 +175,7 @@ def test_sgd(source, change, recipes):
     plan = plan_of(old, new, **recipes)
     bert = random_bert(old, seed=2)
     grown = grown_bert(bert, plan, new)
-    ones = {name: torch.ones_like(p) for name, p in bert.named_parameters()}
-    weight, gradient = mapped(plan, grown, ones, "weight"), mapped(plan, grown, ones, "exp_avg")
+    weight, gradient = (mapped(plan, grown, ones(bert), kind) for kind in ("weight", "exp_avg"))
     factor = {name: weight[name] / gradient[name] for name in weight}
     for seed in range(STEPS):
         sgd(bert, rows(old, seed), None)

@@ -73,7 +73,7 @@ class Validation:
         batches = self._slices(evaluator, length, self.rows(length, limit))
         sums, counts = evaluator.evaluate(batches)
         measured = {"loss": sums["mlm"] / counts["mlm"], "accuracy": sums["mlm_correct"] / counts["mlm"]}
-        if counts.get("nsp"):
+        if counts.get("nsp") and "nsp" in sums:  # a model without the head gives no such sum
             measured["nsp"] = sums["nsp"] / counts["nsp"]
         return measured
 

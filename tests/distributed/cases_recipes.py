@@ -45,9 +45,9 @@ def _ungrown(name: str, model: str, **changes: Any) -> None:
     note(name, **recorder.figures())
 
 
-def _source(name: str) -> None:
-    """The 30 steps from which every growth of this model begins."""
-    run = run_of("before", name, Growth({}, True))
+def _source(name: str, grown: Growth | None = None) -> None:
+    """The 30 steps from which every growth of this model begins, or one that needs other data."""
+    run = run_of("before", grown.source if grown else name, grown or Growth({}, True))
     recorder = Recorder()
     code, _ = train(run, f"before-{name}", stop_after=BEFORE, recorder=recorder)
     assert code == STOPPED
@@ -57,7 +57,9 @@ def _source(name: str) -> None:
 def _grows(name: str) -> None:
     growth = GROWTHS[name]
     run = run_of(name, growth.source, growth)
-    checkpoint, seen = sources[growth.source]
+    if "nsp" in growth.to:
+        _source(name, growth)
+    checkpoint, seen = sources[name if "nsp" in growth.to else growth.source]
     plant(run, name, checkpoint)
     recorder, started = Recorder(seen), time.monotonic()
     code, trainer = train(run, name, recorder=recorder)

@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from growth_ds.axes import Layout, parse
+from growth_ds.axes import Layout, expand, parse
 from growth_ds.config import THIN, Grow, Model
 from growth_ds.growth import verdict
 from growth_ds.growth.axis_map import KIND, AxisMap
@@ -83,6 +84,11 @@ class GrowthPlan:
     def exact(self) -> bool:
         """Whether the grown model computes the same function, up to rounding."""
         return not self.inexact
+
+    @cached_property
+    def parameters(self) -> dict[str, tuple[str, int | None]]:
+        """Every parameter of the grown model -> (its name in the layout, its stored layer or None)."""
+        return expand(self.layout, self.new)
 
     def source_layer(self, layer: int) -> int:
         """The old stored layer that new stored layer `layer` copies."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
-from growth_ds.axes import expand, parse
+from growth_ds.axes import parse
 from growth_ds.config import Grow
 from growth_ds.growth import draw
 from growth_ds.growth.apply import Context, grow
@@ -40,7 +40,7 @@ Read = Callable[[str], S]
 
 def located(plan: GrowthPlan, name: str) -> tuple[str, int | None]:
     """(name in the layout, stored layer or None) of a grown parameter. Raises KeyError for an unknown one."""
-    return expand(plan.layout, plan.new)[name]
+    return plan.parameters[name]
 
 
 def source_of(plan: GrowthPlan, name: str) -> tuple[str, str]:

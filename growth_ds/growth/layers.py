@@ -1,6 +1,6 @@
 """What a growth says of single layers besides which one they copy: values that replace the copied ones.
 
-Identity insertion (growth-methods 0.4) needs them: a new layer that writes nothing, and, where LayerNorm stands after
+Identity insertion needs them: a new layer that writes nothing, and, where LayerNorm stands after
 the residual sum, the hand-over of the norm: the layer before normalises without weight and bias, and the new one ends
 with the weight and bias that the layer before had.
 """

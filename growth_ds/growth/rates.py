@@ -2,7 +2,7 @@
 
 Adam divides scale out of its update, so a weight that was split by `share` still takes a step of full size, and its
 copies together move the function 1/share times as far as before. With the multiplier, "k steps, then grow" is "grow,
-then k steps" (`growth-algebra` 3.3; muP's 1/fan-in rule, found again). Decay is not multiplied.
+then k steps" (muP's 1/fan-in rule, found again). Decay is not multiplied.
 
 The multipliers of a model are one vector for each parallel axis; a tensor's are their product over the axes it reads.
 """

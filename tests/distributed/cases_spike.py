@@ -1,8 +1,8 @@
 """Updates right after a growth late in a run, when Adam's bias correction is over and zero moments would show.
 
 A unit whose moments start from zeros under a large count takes steps of up to 6.5 times the learning rate (betas 0.9
-and 0.999; `growth-methods` 0.6). The state before the growth is that of 300 steps, the bias of its moments taken out,
-with a count of 10,000; the learning rate after it is small, so that what is seen is the moments' doing and no training.
+and 0.999). The state before the growth is that of 300 steps, the bias of its moments taken out, with a count of 10,000;
+the learning rate after it is small, so that what is seen is the moments' doing and no training.
 """
 
 from __future__ import annotations
@@ -35,11 +35,18 @@ def _source(name: str) -> None:
 def _grows(name: str, growth: Growth, **policy: Any) -> None:
     growth = dataclasses.replace(growth, grow={**growth.grow, **policy})
     run = run_of(name, growth.source, growth, before=LONG, lr=RATE)
-    checkpoint, seen = sources[growth.source]
+    checkpoint, seen = _with_nsp(growth) if "nsp" in growth.to else sources[growth.source]
     plant(run, name, checkpoint, LATE)
     recorder = Recorder(seen)
     assert train(run, name, recorder=recorder)[0] == FINISHED
     note(name, **recorder.figures())
+
+
+def _with_nsp(growth: Growth) -> tuple[Any, Any]:
+    """300 steps on the data that a growth of the next-sentence head needs."""
+    recorder = Recorder()
+    assert train(run_of("long", growth.source, growth, before=LONG), "long-nsp", LONG, recorder)[0] == STOPPED
+    return RunFolder(folder() / "long-nsp").newest(), recorder.seen
 
 
 def case_source_post() -> None:

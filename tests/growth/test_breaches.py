@@ -78,7 +78,7 @@ BLOCKS = [
 
 @pytest.mark.parametrize("patterns", BLOCKS, ids=lambda patterns: patterns[0])
 def test_a_random_map_for_one_block_of_the_residual_stream_would_be_seen(patterns, monkeypatch):
-    """What a re-implementation of bert2BERT does (growth-algebra 3.5), and one map for each axis name cannot."""
+    """What a re-implementation of bert2BERT does, and one map for each axis name cannot."""
     monkeypatch.setitem(KIND, "hidden2", "parallel")
     plan = plan_of(OLD, changed(OLD, hidden=24), recipe="fpi")
     bert, batch = random_bert(OLD), rows(OLD)

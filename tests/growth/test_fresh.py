@@ -96,6 +96,6 @@ def largest_update(fresh_moments: str) -> float:
 
 
 def test_fresh_units_with_zero_moments_leap_and_seeded_ones_do_not():
-    """growth-methods 0.6: with zeros under a long count the updates reach 6.5 learning rates."""
+    """With zeros under a long count the updates reach 6.5 learning rates."""
     assert largest_update("reset") > 6
     assert 0.5 < largest_update("carry") <= 1.2

@@ -136,7 +136,7 @@ def test_the_tied_decoder_gets_its_gradient_from_both_sides():
 
 
 def test_the_gradient_off_the_diagonal_is_as_large_as_on_it():
-    """growth-methods 0.6: why `staged` seeds the moments that staged training publishes as zeros."""
+    """Why `staged` seeds the moments that staged training publishes as zeros."""
     old = small()
     new = changed(old, ffn=20)
     published, ours = (plan_of(old, new, recipe=name, hidden="tile") for name in ("staged-published", "staged"))

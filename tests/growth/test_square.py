@@ -1,6 +1,6 @@
 """The commuting square: k steps, then grow, is the same as grow, then k steps.
 
-It closes if each update of the grown model is multiplied by what the growth did to it (growth-algebra 3.3): Adam's by
+It closes if each update of the grown model is multiplied by what the growth did to it (growth/rates.py): Adam's by
 `share` on split axes, SGD's also by 1 / `share` on copied ones, as its step is the gradient itself. No decay, no
 clipping, epsilon next to zero.
 """

@@ -105,10 +105,11 @@ def grow(
     recipe: Annotated[str, typer.Option(help="A name (`growth-ds recipes`), a Python file, or a YAML `grow:` block.")],
     out: Annotated[Path, typer.Option(help="Folder of the grown checkpoint.")],
     to: Annotated[Path | None, typer.Option(help="YAML with the keys of a `model:` block; missing ones stay.")] = None,
-    times: Annotated[int | None, typer.Option(min=2, help="Instead of --to: the recipe's axes, so often.")] = None,
+    times: Annotated[int | None, typer.Option(min=2, help="Instead of --to: width (or depth) so often.")] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="Say what happens to every tensor.")] = False,
     as_json: Json = False,
     force: Force = False,
+    finish_ramp: Annotated[bool, typer.Option("--finish-ramp", help="In the middle of a ramp: grow its end.")] = False,
     sets: Annotated[list[str] | None, typer.Option("--set", help="A key of the `grow:` block: ramp=500.")] = None,
 ) -> None:
     """Grow a checkpoint: weights and, if it has them, both Adam moments."""
@@ -121,7 +122,7 @@ def grow(
     policy = load_grow(recipe, overrides=sets or ())
     checkpoint = offline.find_checkpoint(source)
     target = load_model(to, checkpoint.model) if to else enlarged(checkpoint.model, policy, times or 1)
-    made = offline.grow_checkpoint(checkpoint, target, policy, out, force)
+    made = offline.grow_checkpoint(checkpoint, target, policy, out, force, finish_ramp)
     if as_json:
         record = made.to_json() | ({"tensors": made.tensors()} if tensors else {})
         typer.echo(json.dumps(record, indent=1))

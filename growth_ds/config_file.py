@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from growth_ds.config import Frozen, Grow, Model, Run, inherit_model
 from growth_ds.errors import UserError
+from growth_ds.files import sha256
 
 PACKAGE = Path(__file__).resolve().parent
 GROW_FILES = (".yaml", ".yml", ".json")
@@ -86,15 +87,29 @@ def _grow_block(config: Path, block: Any) -> Any:
         block = {"recipe": block}
     recipe = block.get("recipe") if isinstance(block, dict) else None
     if isinstance(recipe, str) and Path(recipe).suffix in GROW_FILES:
-        file = _beside(config, recipe)
-        validated(Grow, tree := read_yaml(file), str(file))
-        return {**tree, **{key: value for key, value in block.items() if key != "recipe"}}
-    if not isinstance(block, dict):
-        return block
+        tree = _grow_file(_beside(config, recipe))
+        return {**tree, **_located(config, {key: value for key, value in block.items() if key != "recipe"})}
+    return _located(config, block) if isinstance(block, dict) else block
+
+
+def _grow_file(path: Path) -> dict[str, Any]:
+    """A `grow:` block in a file of its own. Raises UserError."""
+    tree = read_yaml(path)
+    validated(Grow, tree, str(path))
+    return _located(path, tree)
+
+
+def _located(config: Path, block: Mapping[str, Any]) -> dict[str, Any]:
+    """The block with its Python files found and named by path and content: `recipes/mine.py@1f3c...`."""
     return {
-        key: str(_beside(config, value)) if isinstance(value, str) and value.endswith(".py") else value
+        key: _named(_beside(config, value)) if isinstance(value, str) and value.endswith(".py") else value
         for key, value in block.items()
     }
+
+
+def _named(path: Path) -> str:
+    """A run whose recipe file changes is another run, one whose file moves is not (see `Run.identity`)."""
+    return f"{path}@{sha256(path)[:16]}" if path.is_file() else str(path)
 
 
 def _beside(config: Path, name: str) -> Path:
@@ -114,7 +129,7 @@ def load_grow(name_or_path: str, require_exact: bool = False, overrides: Iterabl
     tree: dict[str, Any] = {"recipe": name_or_path}
     source = "--recipe"
     if Path(name_or_path).suffix in GROW_FILES:
-        tree, source = read_yaml(Path(name_or_path)), name_or_path
+        tree, source = _grow_file(Path(name_or_path)), name_or_path
     for override in overrides:
         _set(tree, override)
     if require_exact:

@@ -83,16 +83,30 @@ class Coordinator:
         old = Model.model_validate(facts["model"]) if facts else stage.model
         grown = bool(facts) and facts["stage"] != index
         plan = growth_plan(old, stage.model, stage.grow if grown else Grow(), stage.total_steps)
+        self._same_on_all_ranks(index, plan)
         self.during = During.of(facts)
         if grown:
             self.during = self.during.after(plan, position.step)
         started = time.monotonic()
         engine = self._build(index)
-        self._inject(engine, stage.model, plan, source)
-        self.ramp_to(position.step)
-        if not grown:
-            return engine, None
-        return engine, self._commit_growth(engine, index, position, plan, source, facts, started)
+        try:
+            self._inject(engine, stage.model, plan, source)
+            self.ramp_to(position.step)
+            if not grown:
+                return engine, None
+            return engine, self._commit_growth(engine, index, position, plan, source, facts, started)
+        except BaseException:
+            engine.close()
+            raise
+
+    def _same_on_all_ranks(self, index: int, plan: GrowthPlan) -> None:
+        """Weights come from rank 0, ramp and multipliers from each rank's own plan: it must be one plan."""
+        digest = plan.digest()
+        if distributed.agree(digest != distributed.broadcast_object(digest if self.main else None)):
+            raise UserError(
+                f"stages.{index}.grow: the ranks resolve different growths; a recipe may draw from its seed alone, and "
+                "its file must be the same on all nodes"
+            )
 
     def ramp_to(self, step: int) -> float | None:
         """Set the numbers by which the forward eases a growth in; their progress, None when there are none."""
@@ -140,14 +154,17 @@ class Coordinator:
     def _inject(self, engine: ZeroEngine, model: Model, plan: GrowthPlan, source: Checkpoint | None) -> None:
         """Transform on rank 0 and re-shard, one tensor at a time."""
         for name in parameter_shapes(model):
-            state, problem = None, None
+            state: TensorState | None = None
+            problem: Exception | None = None
             try:
                 state = self._grown(model, plan, source, name) if self.main else None
-            except ValueError as error:  # the other ranks are in `write` already: let it tell them, then say why
-                problem = UserError(f"{source.path if source else self.folder.path}: {error}")
+            except Exception as error:  # any: the other ranks are in `write` already, which tells them
+                problem = error
             try:
                 engine.state.write(name, state)
             except ValueError:
+                if isinstance(problem, ValueError):
+                    raise UserError(f"{source.path if source else self.folder.path}: {problem}") from None
                 raise problem or AssertionError(f"{name}: the grown state does not fit the engine") from None
 
     def _grown(self, model: Model, plan: GrowthPlan, source: Checkpoint | None, name: str) -> TensorState:

@@ -60,11 +60,16 @@ def write_checkpoint(
         writer.commit()
 
 
-def grow_checkpoint(source: Checkpoint, target: Model, grow: Grow, out: Path, force: bool) -> GrowthPlan:
+def grow_checkpoint(
+    source: Checkpoint, target: Model, grow: Grow, out: Path, force: bool, finish_ramp: bool = False
+) -> GrowthPlan:
     """Write the grown checkpoint. Raises UserError for a growth that cannot be, before anything is written."""
     during, step = During.of(source.facts), int(source.facts.get("step", 0))
-    if during.progress(step) is not None:
-        raise UserError(f"{source.path}: is in the middle of a growth's ramp; train it to the ramp's end, then grow it")
+    if during.progress(step) is not None and not finish_ramp:
+        raise UserError(
+            f"{source.path}: is in the middle of a growth's ramp; train it to the ramp's end, then grow it, or give "
+            "--finish-ramp to grow what it will end in"
+        )
     check_rows(target)
     plan = growth_plan(source.model, target, grow)
     facts = {**source.facts, "grown": [*source.facts.get("grown", []), plan.to_json()]}
@@ -151,6 +156,8 @@ def load_module(source: Checkpoint, progress: float | None = None) -> Bert:
     during = During.of(source.facts)
     if progress is None:
         progress = during.progress(int(source.facts.get("step", 0)))
+    elif during.ramp is None:
+        raise UserError(f"--ramp: {source.path} has no ramp; leave the option out")
     if during.ramp is not None and progress is not None:
         module.ramp = during.ramp.at(progress)
     return module.eval()

@@ -14,9 +14,11 @@ from growth_ds.config import Model
 from growth_ds.errors import UserError
 from growth_ds.growth.axis_map import AxisMap
 from growth_ds.growth.dims import POWER
+from growth_ds.growth.fresh import Fresh
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.recipe import Ask, Grown, Recipe, recipe
 from growth_ds.growth.recipes import RECIPES
+from growth_ds.growth.recipes.sources import corner
 from growth_ds.testing import LAWS, LawBroken, check_recipe
 from tests.checkpoints import write_random
 from tests.cli import growth_ds
@@ -111,8 +113,6 @@ def layer_from_nowhere(ask: Ask) -> Grown:
 BROKEN = [
     (of(chance), "seed: recipe mine, axis ffn, 10 -> 20, norm post, seed 0: axis ffn: two maps"),
     (of(chance_ramp, ramp=5), "seed: .* ramp or overrides"),
-    (of(short_ramp, ramp=5), "ramp: .* 'ffn' has 10 values, the model 20 units"),
-    (of(layer_from_nowhere), r"written: .* 'layers.0.up.weight' cannot be made .*layers\.99"),
 ]
 
 
@@ -134,6 +134,15 @@ def no_key(ask: Ask) -> Grown:
     return Grown(doubled(ask), ramp={"foo": torch.ones(ask.new)})
 
 
+def no_such_value(ask: Ask) -> AxisMap:
+    return AxisMap.even(corner(ask.old, ask.new), ask.old, fresh=Fresh(made=(("*", "0.1*init"),)))
+
+
+def donor_of_hidden(ask: Ask) -> AxisMap:
+    source = torch.arange(ask.new) % ask.old
+    return AxisMap.even(source, ask.old, donor=torch.arange(ask.new) >= ask.old)
+
+
 def lost(ask: Ask) -> AxisMap:
     return AxisMap.even(torch.zeros(ask.new, dtype=torch.int64), ask.old)
 
@@ -141,7 +150,11 @@ def lost(ask: Ask) -> AxisMap:
 UNUSABLE = [
     (of(wrong_size, "layers"), "grow.layers: recipe mine maps 2 -> 2 units, asked were 2 -> 4"),
     (of(no_steps), "grow.ramp: 0 steps, and this recipe starts behind masks or weights"),
-    (of(no_key, ramp=5), "recipe mine, axis ffn, 10 -> 20, .*a ramp needs .*foo"),
+    (of(no_key, ramp=5), "grow.ffn: recipe mine: ramp 'foo' is unknown on ffn; there are ffn"),
+    (of(short_ramp, ramp=5), "grow.ffn: recipe mine: ramp 'ffn' needs 20 float32 values >= 0, it has 10"),
+    (of(layer_from_nowhere), "recipe mine: overrides 'layers.{layer}.up.weight' in layer 0 by 'layer 99'"),
+    (of(no_such_value), "recipe mine, 10 -> 20: .*value '0.1.init' of a fresh unit is not a sum"),
+    (of(donor_of_hidden, "hidden"), "recipe mine: donors on hidden, but 'embeddings.word.weight' is in no layer"),
     (of(lost), "grow.ffn: recipe mine, 10 -> 20: .* it would be lost or doubled"),
     (of(lambda ask: 1 // 0), "grow.ffn: recipe mine, 10 -> 20: .*ZeroDivisionError"),
     (of(lambda ask: [0, 1]), "grow.ffn: recipe mine returns list, not an AxisMap"),
@@ -234,4 +247,4 @@ def test_a_run_may_name_the_file(tmp_path, monkeypatch, capsys):
     result = growth_ds(monkeypatch, capsys, "plan", config, "--json", *given)
     assert result.code == 0, result.err
     axes = json.loads(result.out)["stages"][1]["growth"]["axes"]
-    assert any(each["recipe"].endswith("halves.py") for each in axes)
+    assert any("halves.py@" in each["recipe"] for each in axes)

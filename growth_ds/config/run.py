@@ -194,6 +194,10 @@ class Evaluation(Frozen):
     """Tokens of the validation split that are read, at the length of the last stage."""
 
 
+def _is_file(value: Any) -> bool:
+    return isinstance(value, str) and ".py@" in value
+
+
 class Run(Frozen):
     """A whole run, every default and derived size written out."""
 
@@ -253,7 +257,11 @@ class Run(Frozen):
         """What must not change when a run goes on: all but where and how fast it is computed."""
         dropped: Any = dict.fromkeys(("name", "engine", "checkpoint", "log"), True)
         dropped |= {"data": {"store", "verify"}, "stages": {"__all__": {"batch": {"micro"}}}}
-        return self.model_dump(mode="json", by_alias=True, exclude=dropped)
+        dumped = self.model_dump(mode="json", by_alias=True, exclude=dropped)
+        for stage in dumped["stages"]:  # a recipe file is what it holds, not where it lies: `path@digest`
+            grow = stage["grow"]
+            stage["grow"] = {k: v.rpartition("/")[2] if _is_file(v) else v for k, v in grow.items()}
+        return dumped
 
     def digest(self) -> str:
         """SHA-256 of `identity()`."""

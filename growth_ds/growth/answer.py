@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from growth_ds.axes import Layout
-from growth_ds.config import Model, Sources
+from growth_ds.axes import Layout, parse
+from growth_ds.config import AXES, Sources
 from growth_ds.errors import UserError
 from growth_ds.growth.axis_map import AxisMap
 from growth_ds.growth.recipe import Ask, Grown
@@ -22,23 +22,39 @@ def check_answer(where: str, rows: Layout, ask: Ask, grown: Grown) -> None:
         raise UserError(f"{where} maps {grown.map.old} -> {grown.map.new} units, asked were {ask.old} -> {ask.new}")
     if ask.key in ("layers", "stored_layers") and bool(grown.map.is_fresh.any()):
         raise UserError(f"{where} leaves layers without a source; copy one and use a gate or overrides")
-    _check_ramp(where, ask.after, grown)
+    _check_map(where, rows, ask, grown.map)
+    _check_ramp(where, ask, grown)
     _check_overrides(where, rows, ask, grown)
 
 
-def _check_ramp(where: str, model: Model, grown: Grown) -> None:
-    hidden, layers = model.hidden, model.layers
-    sizes = {
-        "norm": hidden,
-        "head.norm": hidden,
-        "hidden": hidden,
-        "ffn": model.ffn,
-        "head": model.heads,
-        "gate": layers,
-    }
+def _check_map(where: str, rows: Layout, ask: Ask, each: AxisMap) -> None:
+    """What is said of fresh units and donors fits every tensor that has the axis."""
+    axis = AXES[ask.key] if ask.key != "layers" else AXES["stored_layers"]
+    for pattern, row in rows.items():
+        for name, split in zip(parse(row).names, parse(row).split, strict=True):
+            if name != axis:
+                continue
+            if each.donor is not None and "{layer}" not in pattern:
+                raise UserError(
+                    f"{where}: donors on {ask.key}, but '{pattern}' is in no layer; give donors on heads or ffn"
+                )
+            if bool(each.is_fresh.any()):
+                try:
+                    each.fresh.fill(pattern, split)
+                except ValueError as error:
+                    raise UserError(f"{where}: {error}") from None
+
+
+def _check_ramp(where: str, ask: Ask, grown: Grown) -> None:
+    model = ask.after
+    hidden = dict.fromkeys(("norm", "head.norm", "hidden"), model.hidden)
+    gates = {"gate": model.layers}
+    known: dict[str, dict[str, int]] = {"hidden": hidden, "ffn": {"ffn": model.ffn}, "heads": {"head": model.heads}}
+    sizes = {**known, "layers": gates, "stored_layers": gates}.get(ask.key, {})
     for key, values in grown.ramp.items():
         if key not in sizes:
-            raise UserError(f"{where}: ramp '{key}' is unknown; there are {', '.join(sizes)}")
+            has = f"there are {', '.join(sizes)}" if sizes else "there is none"
+            raise UserError(f"{where}: ramp '{key}' is unknown on {ask.key}; {has}")
         if tuple(values.shape) != (sizes[key],) or values.dtype != torch.float32 or not bool((values >= 0).all()):
             raise UserError(f"{where}: ramp '{key}' needs {sizes[key]} float32 values >= 0, it has {values.numel()}")
 

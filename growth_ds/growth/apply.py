@@ -168,10 +168,8 @@ def shrink(x: Tensor, row: str, old: Mapping[str, int], maps: Mapping[str, AxisM
     """
     axes = parse(row)
     for axis in axes.names:
-        if axis in maps:
-            each = maps[axis]
-            if each.split != "share" or each.donor is not None or each.noise or each.factors:
-                raise ValueError(f"axis {axis}: cannot be shrunk, copies there are not what they were")
+        if axis in maps and not maps[axis].is_told:
+            raise ValueError(f"axis {axis}: cannot be shrunk, copies there are not what they were")
     dims = dims_of(axes, old, maps, kind, "*", "reset", 0.0)
     x = x.reshape([dim.new for dim in dims])
     for at, (axis, dim) in enumerate(zip(axes.names, dims, strict=True)):

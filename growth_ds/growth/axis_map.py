@@ -65,6 +65,8 @@ class AxisMap:
             raise ValueError("donor must have one bool for each unit")
         if float(self.share[self.is_fresh].abs().sum()) > 0:
             raise ValueError("a fresh unit must have share 0: it takes nothing from an old one")
+        if bool((self.share < 0).any()):
+            raise ValueError("a share must not be below 0: the unit's weight would change its sign")
         if not self.raw:
             self._check_shares()
 
@@ -107,10 +109,14 @@ class AxisMap:
         return self.new == self.old and bool((self.source == torch.arange(self.old)).all())
 
     @property
+    def is_told(self) -> bool:
+        """Whether sources, shares and fresh units tell all: no noise, donors, factors or split of its own."""
+        return self.split == "share" and self.donor is None and not self.noise and not self.factors
+
+    @property
     def is_plain(self) -> bool:
-        """Whether the map is nothing but copies and shares: what composes and inverts."""
-        plain = self.split == "share" and self.donor is None and not (self.noise or self.factors or self.raw)
-        return plain and not bool(self.is_fresh.any())
+        """Whether the map is nothing but copies and shares."""
+        return self.is_told and not self.raw and not bool(self.is_fresh.any())
 
     def copy_number(self) -> Tensor:
         """[new] int64: how many earlier units copy the same old unit; 0 for the first copy and for fresh units."""
@@ -146,7 +152,7 @@ class AxisMap:
         if later.old != self.new:
             raise ValueError(f"cannot compose: this map ends with {self.new} units, the next starts with {later.old}")
         for each in (self, later):
-            if each.split != "share" or each.donor is not None or each.noise or each.factors or each.raw:
+            if not each.is_told or each.raw:
                 raise ValueError("cannot compose: one of the maps has noise, donors, factors or a split of its own")
         both = bool(self.is_fresh.any()) and bool(later.is_fresh.any())
         if both and self.fresh != later.fresh:

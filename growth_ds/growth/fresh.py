@@ -54,6 +54,10 @@ class Fresh:
     read: Table = (("*", "0"),)
     """Where it reads the fresh unit: 0 keeps the function, whatever the unit computes."""
 
+    def __post_init__(self) -> None:
+        for _, value in (*self.made, *self.read):
+            parse_fill(value)
+
     def fill(self, pattern: str, split: bool) -> Fill:
         """The value for one parameter (its name in the layout) on one side. Raises ValueError without a row."""
         for glob, value in self.read if split else self.made:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from growth_ds.axes import Layout, expand, parse
 from growth_ds.config import THIN, Grow, Model
 from growth_ds.growth import verdict
@@ -89,6 +91,18 @@ class GrowthPlan:
     def parameters(self) -> dict[str, tuple[str, int | None]]:
         """Every parameter of the grown model -> (its name in the layout, its stored layer or None)."""
         return expand(self.layout, self.new)
+
+    @cached_property
+    def new_layers(self) -> frozenset[int]:
+        """Stored layers that stand where none stood: told by what silences them, else all but the first copies."""
+        zeroed = {layer for layer, value in self.overrides.get(verdict.BODY_OUT[0], {}).items() if value == "0"}
+        if zeroed:
+            return frozenset(zeroed)
+        if self.ramp and "gate" in self.ramp.start:
+            closed = torch.nonzero(self.ramp.start["gate"] == 0).flatten().tolist()
+            return frozenset(depth % self.new["stored_layer"] for depth in closed)
+        each = self.maps.get("stored_layer")
+        return frozenset(torch.nonzero(each.copy_number()).flatten().tolist() if isinstance(each, AxisMap) else ())
 
     def source_layer(self, layer: int) -> int:
         """The old stored layer that new stored layer `layer` copies."""

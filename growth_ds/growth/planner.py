@@ -47,13 +47,22 @@ def make_plan(
         names[THIN] = recipe_name
     plan = GrowthPlan(
         rows(new), before, after, {axis: each.map for axis, each in grown.items()}, names, grow,
-        {pattern: rules for each in grown.values() for pattern, rules in each.overrides.items()},
+        _overrides(grown),
         _ramp(grow, grown, steps, limit), thin, frozenset(set(rows(new)) - set(rows(old))), (old, new),
     )  # fmt: skip
+    if new.thin_ffn is not None and plan.ramp and "ffn" in plan.ramp.start:
+        raise UserError("grow.ffn: masks do not fit thin FFN layers; end them first (thin_ffn: null), or use tile")
+    _check_rates(plan)
     if grow.require_exact and not plan.exact:
         axis, reason = next(iter(plan.inexact.items()))
         raise UserError(f"grow.require_exact: axis {axis}: {reason}; change the size, or drop require_exact")
     return plan
+
+
+def _check_rates(plan: GrowthPlan) -> None:
+    for axis, each in plan.maps.items():
+        if plan.grow.lr != "keep" and isinstance(each, AxisMap) and bool((each.share[~each.is_fresh] == 0).any()):
+            raise UserError(f"grow.lr: {plan.grow.lr} would stop units of axis {axis} whose share is 0; use lr: keep")
 
 
 def _check_names(grow: Grow) -> None:
@@ -130,13 +139,12 @@ def _apply(rows: Rows, named: Any, ask: Ask) -> tuple[Recipe | None, Grown]:
             f"{where}: recipe {recipe.name} does not grow {ask.key} ({ask.old} -> {ask.new}); {_instead(ask)}"
         )
     try:
-        answer = recipe.apply(ask)
+        grown = recipe.answer(ask)
     except UserError as error:
         raise UserError(f"{where}: {error}; {_instead(ask)}") from None
     except Exception as error:  # whatever a recipe of the user's does: one line
         what = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise UserError(f"{where}: recipe {recipe.name}, {ask.old} -> {ask.new}: {what}{error}") from None
-    grown = answer if isinstance(answer, Grown) else Grown(answer)
     check_answer(f"{where}: recipe {recipe.name}", rows(ask.after), ask, grown)
     return recipe, grown
 
@@ -146,12 +154,21 @@ def _instead(ask: Ask) -> str:
     able = []
     for recipe in that_grow(ask.key):
         try:
-            recipe.apply(ask)
+            recipe.answer(ask)
         except UserError:
             continue
         if recipe.name != "identity":
             able.append(recipe.name)
     return f"{ask.old} -> {ask.new} can: {', '.join(able)}" if able else f"no recipe can; keep {ask.old}"
+
+
+def _overrides(grown: Mapping[str, Grown]) -> dict[str, dict[int, str]]:
+    """Those of all axes together."""
+    merged: dict[str, dict[int, str]] = {}
+    for each in grown.values():
+        for pattern, rules in each.overrides.items():
+            merged.setdefault(pattern, {}).update(rules)
+    return merged
 
 
 def _ramp(grow: Grow, grown: Mapping[str, Grown], steps: int, limit: int | None) -> Ramp | None:
@@ -166,7 +183,10 @@ def _ramp(grow: Grow, grown: Mapping[str, Grown], steps: int, limit: int | None)
         raise UserError("grow.ramp: 0 steps, and this recipe starts behind masks or weights; give steps, at least 1")
     if limit is not None and steps > limit:
         raise UserError(f"grow.ramp: {steps} steps do not end within the stage's {limit}; make it at most {limit}")
-    return Ramp(steps, start)
+    try:
+        return Ramp(steps, start)
+    except ValueError as error:
+        raise UserError(f"grow.ramp: {error}") from None
 
 
 def plan_from_json(rows: Rows, record: Mapping[str, Any], fixed: Mapping[str, int]) -> GrowthPlan:

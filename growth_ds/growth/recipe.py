@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -27,6 +27,8 @@ class Ask:
     before: Model
     after: Model
     grow: Grow = field(default_factory=Grow)
+    noise: float = 0.0
+    """`grow.noise`, or the recipe's own."""
 
     @property
     def extra(self) -> int:
@@ -67,12 +69,19 @@ class Recipe:
     exact: Mapping[str, str] = field(default_factory=dict)
     """Config key -> when the function is kept, in words; the plan decides for given sizes."""
     moments: str = "carry"
+    """What `moments: carry` does with Adam's moments."""
     noise: float = 0.0
     """Default of `grow.noise`."""
     ramp: int = 0
     """Default of `grow.ramp`, in steps; 0: none."""
     lr: str = "keep"
     summary: str = ""
+
+    def answer(self, ask: Ask) -> Grown:
+        """What it makes of an axis, with its own noise where the config gives none. Raises what `apply` raises."""
+        noise = self.noise if ask.grow.noise is None else ask.grow.noise
+        answer = self.apply(replace(ask, noise=noise))
+        return answer if isinstance(answer, Grown) else Grown(answer)
 
     def record(self) -> dict[str, object]:
         """What `growth-ds recipes --json` prints."""
@@ -88,12 +97,14 @@ class Recipe:
 
 def recipe(
     name: str, *, axes: tuple[str, ...], paper: str = "", exact: Mapping[str, str] | None = None, noise: float = 0.0,
-    ramp: int = 0,
+    ramp: int = 0, moments: str = "carry",
 ) -> Callable[[Callable[[Ask], AxisMap | Grown]], Recipe]:  # fmt: skip
     """Decorator: the function becomes a Recipe, its docstring's first line the summary."""
 
     def make(function: Callable[[Ask], AxisMap | Grown]) -> Recipe:
         summary = " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
-        return Recipe(name, axes, function, paper, dict(exact or {}), noise=noise, ramp=ramp, summary=summary)
+        return Recipe(
+            name, axes, function, paper, dict(exact or {}), moments=moments, noise=noise, ramp=ramp, summary=summary
+        )
 
     return make

@@ -160,7 +160,7 @@ def _layer_moments(plan: GrowthPlan, layer: int, state: S) -> S:
         # A shared layer's gradient was the sum over its depths. Each keeps its part of the mean; the mean square of
         # parts that agree little is a part too, and one that is too large makes steps too short, never too long.
         mean, square = mean / ran, square / ran
-    if int(each.copy_number()[layer]) > 0:
+    if layer in plan.new_layers:
         if policy == "damped":
             mean = mean * plan.grow.damping
         elif policy == "reset":

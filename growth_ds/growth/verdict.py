@@ -72,7 +72,13 @@ def _parallel(plan: GrowthPlan, axis: str, each: AxisMap) -> str | None:
     if each.donor is not None and bool(each.donor.any()) and plan.old["stored_layer"] > 1:
         return "new units come from the next layer; exact: fpi"
     if axis == "hidden" and not each.is_even:
-        return _normalised(plan, each) or _masked(plan, axis, each)
+        reason = _normalised(plan, each) or _masked(plan, axis, each)
+        if reason or _averaged(plan, each):
+            return reason
+    if any(factor != 1.0 for _, factor in each.factors):
+        return "tensors that make the units are rescaled; exact: no factors"
+    if axis == "hidden" and not each.is_even:
+        return None
     if axis == "hidden" and plan.ramp and not all(_even(plan.ramp.start.get(key)) for key in ("norm", "head.norm")):
         return "the ramp weighs units unlike each other that LayerNorm has to count alike; exact: no weights for norms"
     if _masked(plan, axis, each):
@@ -129,7 +135,7 @@ def _averaged(plan: GrowthPlan, each: AxisMap) -> bool:
     if each.fresh.fill("embeddings.word.weight", False).mean != 1.0:
         return False
     wanted = (int(counts[0]) * each.old / each.new) ** 0.5
-    return all(abs(factor - wanted) < 1e-12 for _, factor in each.factors)
+    return len(each.factors) == 1 and each.factors[0][0] == "*norm.weight" and abs(each.factors[0][1] - wanted) < 1e-12
 
 
 def _expected_eps(plan: GrowthPlan) -> float:

@@ -16,9 +16,10 @@ from growth_ds.checkpoint import Checkpoint
 from growth_ds.config import Run
 from growth_ds.data.text import Text
 from growth_ds.engine import distributed
+from growth_ds.engine.distributed import RankError
 from growth_ds.engine.scrub import live_engines
 from growth_ds.engine.signals import StopFlag
-from growth_ds.errors import GrowthFailed
+from growth_ds.errors import GrowthFailed, UserError
 from growth_ds.run_folder import RunFolder
 from growth_ds.trainer import FINISHED, STOPPED, Trainer, with_vocabulary
 from tests.distributed.corpus import SMALL, folder, small_run
@@ -221,6 +222,39 @@ def case_a_growth_that_is_not_what_the_plan_says_stops_the_run() -> None:
     assert not ledger("wrong", "growth")
 
 
+def case_what_fails_on_rank_0_in_a_growth_reaches_all() -> None:
+    right = coordinator_module.grow_state
+
+    def broken(plan: Any, name: str, read: Any) -> Any:
+        if name == "layers.1.up.weight" and not plan.is_identity:
+            raise OSError("the disk is gone")
+        return right(plan, name, read)
+
+    coordinator_module.grow_state = broken
+    try:
+        with pytest.raises(OSError if distributed.rank() == 0 else RankError):
+            _wider("broken", "fp32", 2)
+    finally:
+        coordinator_module.grow_state = right
+    distributed.barrier()
+    assert final("broken").facts["step"] == 10
+
+
+def case_ranks_that_resolve_different_growths_stop() -> None:
+    right = coordinator_module.growth_plan
+
+    def by_rank(old: Any, new: Any, grow: Any, limit: Any = None) -> Any:
+        return right(old, new, grow.model_copy(update={"seed": distributed.rank()}), limit)
+
+    coordinator_module.growth_plan = by_rank
+    try:
+        with pytest.raises(UserError, match=r"stages\.0\.grow: the ranks resolve different growths"):
+            train(small_run(), "unlike")
+    finally:
+        coordinator_module.growth_plan = right
+    distributed.barrier()
+
+
 def case_dropout_is_the_same_after_a_resume() -> None:
     run = small_run(model={"dropout": 0.2, "attention_dropout": 0.1})
     assert train(run, "dropout") == FINISHED
@@ -235,4 +269,4 @@ def case_leave_a_run_for_one_rank() -> None:
 
 
 def case_no_engine_is_left() -> None:
-    assert live_engines() <= 1  # the one of the growth that failed
+    assert live_engines() == 0

@@ -22,7 +22,7 @@ def asked(recipe: str, key: str, old: int, new: int, **grow_block) -> Grown:
     before = small(norm=grow_block.pop("norm", "post"), **{key: old} if key == "layers" else {})
     after = changed(before, **{key: new}) if key == "layers" else before
     plan = plan_of(before, before, **grow_block)
-    answer = find_recipe(recipe).apply(Ask(key, old, new, before, after, plan.grow))
+    answer = find_recipe(recipe).answer(Ask(key, old, new, before, after, plan.grow))
     return answer if isinstance(answer, Grown) else Grown(answer)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from growth_ds.errors import UserError
+from growth_ds.files import sha256
 from growth_ds.growth.axis_map import AxisMap
 from growth_ds.growth.recipe import Ask, Recipe, recipe
 from growth_ds.growth.recipes import copies, depth, lookup, width
@@ -31,8 +32,9 @@ RECIPES: dict[str, Recipe] = {each.name: each for module in (copies, depth, widt
 
 def find_recipe(name: str) -> Recipe:
     """A recipe by its name or by the path of a Python file that makes one with `@recipe`. Raises UserError."""
-    if name.endswith(".py"):
-        return _from_file(Path(name))
+    path, _, digest = name.partition(".py@") if ".py@" in name else (name.removesuffix(".py"), "", "")
+    if digest or name.endswith(".py"):
+        return _from_file(Path(f"{path}.py"), digest)
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.5)
         fix = f"did you mean '{near[0]}'?" if near else "growth-ds recipes lists them"
@@ -40,9 +42,12 @@ def find_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def _from_file(path: Path) -> Recipe:
+def _from_file(path: Path, digest: str) -> Recipe:
+    """`digest`: how the SHA-256 of the file began when the run's configuration was read, if that is known."""
     if not path.is_file():
         raise UserError(f"{path}: no such recipe file; give the path of a Python file")
+    if not sha256(path).startswith(digest):
+        raise UserError(f"{path}: is not the file that the run began with ({digest}); put that one back")
     name = f"growth_ds_recipe_{path.stem}"
     try:
         values = runpy.run_path(str(path), run_name=name)  # not an import: no bytecode is left beside the file

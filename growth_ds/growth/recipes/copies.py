@@ -63,7 +63,10 @@ def compound(ask: Ask) -> AxisMap:
     return AxisMap.even(in_turn(ask.old, ask.new), ask.old)
 
 
-@recipe("unshare", axes=("stored_layers",), paper="arXiv 2110.03848", exact={"stored_layers": "always"})
+@recipe(
+    "unshare", axes=("stored_layers",), paper="arXiv 2110.03848", exact={"stored_layers": "whole multiples"},
+    moments="carry, divided among the layers",
+)  # fmt: skip
 def unshare(ask: Ask) -> AxisMap:
     """Share-then-unshare: stored layers become several, the order in which weights run stays; moments are divided."""
     if ask.before.layers != ask.after.layers:

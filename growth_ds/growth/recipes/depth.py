@@ -11,6 +11,7 @@ from growth_ds.growth.layers import identities
 from growth_ds.growth.recipe import Ask, Grown, recipe
 from growth_ds.growth.recipes.sources import adjacent, in_turn
 
+AS_IDENTITY = "always (post-LN: norm_eps up to 1e-8)"
 MIDAS = "Saunshi et al., NeurIPS 2024"
 
 
@@ -45,7 +46,10 @@ def _block(ask: Ask, name: str) -> int:
 
 
 @recipe(
-    "insert-identity", axes=("layers",), paper="arXiv 2401.02415; Net2Net, arXiv 1511.05641", exact={"layers": "always"}
+    "insert-identity",
+    axes=("layers",),
+    paper="arXiv 2401.02415; Net2Net, arXiv 1511.05641",
+    exact={"layers": AS_IDENTITY},
 )
 def insert_identity(ask: Ask) -> Grown:
     """New layers beside their sources that write nothing at first; under post-LN they take over the norm's weights."""

@@ -10,7 +10,7 @@ from growth_ds.growth.fresh import Fresh
 from growth_ds.growth.ramp import norm_weights
 from growth_ds.growth.recipe import WIDTHS, Ask, Grown, recipe
 from growth_ds.growth.recipes import sources
-from growth_ds.growth.recipes.depth import gated, inserted
+from growth_ds.growth.recipes.depth import AS_IDENTITY, gated, inserted
 
 ALL = ("layers", *WIDTHS)
 FREE = {"heads": "always", "ffn": "always"}
@@ -43,31 +43,33 @@ def aki(ask: Ask) -> AxisMap:
     return AxisMap(plain.source, plain.share, ask.old, donor=donor)
 
 
-@recipe("net2net", axes=ALL, paper="arXiv 1511.05641", exact={**MULTIPLES, "layers": "always"})
+@recipe("net2net", axes=ALL, paper="arXiv 1511.05641", exact={**MULTIPLES, "layers": AS_IDENTITY})
 def net2net(ask: Ask) -> AxisMap | Grown:
     """Net2Net: random copies with divided readers (and noise, if asked for); layers as the identity."""
     if ask.key == "layers":
         return inserted(ask, sources.adjacent(ask.old, ask.new))
     plain = _random(ask, "net2net")
-    return AxisMap(plain.source, plain.share, ask.old, noise=ask.grow.noise or 0.0)
+    return AxisMap(plain.source, plain.share, ask.old, noise=ask.noise)
 
 
 @recipe("hyperclone", axes=WIDTHS, paper="arXiv 2409.12903", exact=dict.fromkeys(WIDTHS, "whole multiples"), noise=0.01)
 def hyperclone(ask: Ask) -> AxisMap:
     """HyperCloning: whole multiples, readers divided, noise that sums to zero over the copies (0.01: SNR 40 dB)."""
     times = ask.times("hyperclone")
-    noise = 0.01 if ask.grow.noise is None else ask.grow.noise
     # The paper's SNR is that of the divided weights.
-    return AxisMap.even(sources.in_turn(ask.old, ask.new), ask.old, noise=noise / times)
+    return AxisMap.even(sources.in_turn(ask.old, ask.new), ask.old, noise=ask.noise / times)
 
 
-@recipe("staged", axes=ALL, paper="arXiv 2203.06211", exact={**MULTIPLES, "layers": "never"})
+BLOCKS = {**dict.fromkeys(WIDTHS, "whole multiples"), "layers": "never"}
+
+
+@recipe("staged", axes=ALL, paper="arXiv 2203.06211", exact=BLOCKS)
 def staged(ask: Ask) -> AxisMap:
     """Staged training's block-diagonal width, off-diagonal moments seeded: the gradient there is as large."""
     return _block_diagonal(ask, "diagonal")
 
 
-@recipe("staged-published", axes=ALL, paper="arXiv 2203.06211", exact={**MULTIPLES, "layers": "never"})
+@recipe("staged-published", axes=ALL, paper="arXiv 2203.06211", exact=BLOCKS, moments="carry, 0 off the diagonal")
 def staged_published(ask: Ask) -> AxisMap:
     """Staged training as published: block-diagonal width with zero moments off the diagonal; layers appended."""
     return _block_diagonal(ask, "block")
@@ -87,7 +89,7 @@ SILENT_STREAM = Fresh(made=(("pooler.*", "init"), ("*", "0")), read=(*NORMALISED
 drawn weights and read with 0, and so is not stuck either."""
 
 
-@recipe("zero-pad", axes=ALL, paper="arXiv 2104.11390", exact={**FREE, "layers": "always", "hidden": "with a ramp"})
+@recipe("zero-pad", axes=ALL, paper="arXiv 2104.11390", exact={**FREE, "layers": AS_IDENTITY, "hidden": "with a ramp"})
 def zero_pad(ask: Ask) -> AxisMap | Grown:
     """Small model in the corner of the large: new units drawn on one side and 0 on the other; layers write 0."""
     if ask.key == "layers":
@@ -119,21 +121,23 @@ def weighted(ask: Ask) -> Grown:
     return Grown(axis_map, ramp={} if axis_map.is_even else {"norm": norm_weights(axis_map.share)})
 
 
+PADDED = "whole multiples; pre-LN: all but MLM, with a ramp all"
+
+
 @recipe(
-    "lemon", axes=ALL, paper="arXiv 2310.07999", exact={**FREE, "layers": "always", "hidden": "pre-LN: all but MLM"}
-)
+    "lemon", axes=ALL, paper="arXiv 2310.07999", exact={**FREE, "layers": AS_IDENTITY, "hidden": PADDED}, noise=0.1
+)  # fmt: skip
 def lemon(ask: Ask) -> AxisMap | Grown:
     """LEMON: copies read by a weight and its remainder, uneven pre-LN widths padded with the mean; layers write 0."""
     if ask.key == "layers":
         return _lemon_layers(ask)
-    noise = 0.1 if ask.grow.noise is None else ask.grow.noise
     if ask.key != "hidden" or ask.new % ask.old == 0:
-        return AxisMap.even(sources.in_turn(ask.old, ask.new), ask.old, split="last", noise=noise)
+        return AxisMap.even(sources.in_turn(ask.old, ask.new), ask.old, split="last", noise=ask.noise)
     if ask.before.norm != "pre":
         raise UserError(
             f"lemon pads only pre-LN models with the mean; with norm: post {ask.old} -> {ask.new} has no solution"
         )
-    return _lemon_padded(ask, noise)
+    return _lemon_padded(ask, ask.noise)
 
 
 def _lemon_padded(ask: Ask, noise: float) -> Grown:

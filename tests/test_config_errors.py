@@ -235,3 +235,39 @@ def test_a_model_file_and_a_recipe_file(write):
     assert load_grow("interleave").recipe == "interleave"
     assert load_grow(str(write("{recipe: tile, ffn: interleave}")), require_exact=True).require_exact
     assert load_grow("magic").recipe == "magic", "names are looked up by the planner, which knows the sizes too"
+
+
+RECIPE = """from growth_ds.growth.recipe import recipe
+from growth_ds.growth.axis_map import AxisMap
+import torch
+
+
+@recipe("mine", axes=("layers",))
+def mine(ask):
+    return AxisMap.even(torch.arange(ask.new) % ask.old, ask.old)
+"""
+
+
+def write_run(path: Path) -> Path:
+    path.write_text(CONFIG)
+    return path
+
+
+def test_a_recipe_file_is_what_it_holds_and_not_where_it_lies(tmp_path, monkeypatch):
+    from growth_ds.planning import growths
+
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "mine.py").write_text(RECIPE)
+    (tmp_path / "conf" / "block.yaml").write_text("{layers: mine.py}")
+    monkeypatch.chdir(tmp_path)
+    path = write_run(tmp_path / "conf" / "run.yaml")
+    one = load_run(path, ["stages.1.grow={layers: mine.py}"])
+    by_block = load_run(path, ["stages.1.grow={recipe: block.yaml}"])
+    monkeypatch.chdir(tmp_path / "conf")
+    assert load_run("run.yaml", ["stages.1.grow={layers: mine.py}"]).digest() == one.digest() == by_block.digest()
+    monkeypatch.chdir(tmp_path)
+    assert "conf/mine.py@" in growths(one)[1].recipes["stored_layer"]
+    (tmp_path / "conf" / "mine.py").write_text(RECIPE + "# changed\n")
+    assert load_run(path, ["stages.1.grow={layers: mine.py}"]).digest() != one.digest()
+    with pytest.raises(UserError, match=r"mine\.py: is not the file that the run began with"):
+        growths(one)

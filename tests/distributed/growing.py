@@ -74,6 +74,7 @@ GROWTHS: dict[str, Growth] = {
     "unshare": _by("unshare", {"stored_layers": 4}, True, source="shared"),
     "tile-edge": _by("tile-edge", {**DEEP, **UNEVEN}, False),
     "tile-center": _by("tile-center", {**DEEP, **UNEVEN}, False),
+    "center": _by("center", {**DEEP, **UNEVEN}, False),
     "fpi": _by("fpi", {**DEEP, **WIDE}, False),
     "aki": _by("aki", {**DEEP, **WIDE}, False),
     "net2net": _by("net2net", {**DEEP, **WIDE}, True, noise=0.01),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
 from growth_ds.growth.apply import Context, grow
 from growth_ds.growth.axis_map import FRESH
+from growth_ds.growth.fresh import Fresh
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.recipe import Ask, Grown
 from growth_ds.growth.recipes import find_recipe
@@ -84,17 +87,23 @@ def digits(text: str) -> Tensor:
 
 E3, M3 = "/".join(["1231231", "4564564"] * 3), "/".join(["2312312", "5645645"] * 3)
 TILING = [
-    # ModernBERT tests/test_tiling.py: rows of digits; input, its size after, from the edge, from the middle
-    ("12/34", (4, 4), "1212/3434/1212/3434", "4343/2121/4343/2121"),
-    ("123/456/789", (5, 5), "12312/45645/78978/12312/45645", "97897/31231/64564/97897/31231"),
-    ("123/456", (6, 7), E3, M3),
-    ("12/34/56/78", (7, 5), "12121/34343/56565/78787/12121/34343/56565", "87878/21212/43434/65656/87878/21212/43434"),
-    ("123", (4, 8), "/".join(["12312312"] * 4), "/".join(["23123123"] * 4)),
-]
+    # ModernBERT tests/test_tiling.py, rows of digits: input, size after, from the edge, from the middle, in the centre
+    ("12/34", (4, 4), "1212/3434/1212/3434", "4343/2121/4343/2121", "0000/0120/0340/0000"),
+    (
+        "123/456/789", (5, 5), "12312/45645/78978/12312/45645", "97897/31231/64564/97897/31231",
+        "00000/01230/04560/07890/00000",
+    ),
+    ("123/456", (6, 7), E3, M3, "0000000/0000000/0012300/0045600/0000000/0000000"),
+    (
+        "12/34/56/78", (7, 5), "12121/34343/56565/78787/12121/34343/56565",
+        "87878/21212/43434/65656/87878/21212/43434", "00000/01200/03400/05600/07800/00000/00000",
+    ),
+    ("123", (4, 8), "/".join(["12312312"] * 4), "/".join(["23123123"] * 4), "00000000/00123000/00000000/00000000"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("before", "size", "edge", "middle"), TILING)
-def test_modernbert_tiling(before, size, edge, middle):
+@pytest.mark.parametrize(("before", "size", "edge", "middle", "centre"), TILING)
+def test_modernbert_tiling(before, size, edge, middle, centre):
     x = digits(before)
     old = {"ffn": x.shape[0], "hidden": x.shape[1]}
     for recipe, after in (("tile-edge", edge), ("tile-center", middle)):
@@ -103,12 +112,21 @@ def test_modernbert_tiling(before, size, edge, middle):
             assert torch.equal(grow(x, row, old, maps), digits(after)), "nothing is divided"
         for kind in ("exp_avg", "exp_avg_sq"):
             assert torch.equal(grow(x, "ffn hidden/", old, maps, kind), digits(after))
+    maps = {key: asked("center", key, old[key], new).map for key, new in zip(("ffn", "hidden"), size, strict=True)}
+    zeros = Fresh(made=(("*", "0"),), read=(("*", "0"),))  # their test puts the block into zeros, training into a draw
+    zeroed = {key: dataclasses.replace(each, fresh=zeros) for key, each in maps.items()}
+    for row in ("ffn hidden/", "ffn hidden", "ffn/ hidden/"):
+        assert torch.equal(grow(x, row, old, zeroed), digits(centre))
+        drawn = grow(x, row, old, maps, context=Context("up.weight", "up.weight"))
+        assert torch.equal(drawn[digits(centre) > 0], digits(centre)[digits(centre) > 0])
+        assert bool((drawn[digits(centre) == 0].abs() > 0).all())
 
 
 def test_modernbert_tiling_of_a_row():
-    for recipe, after in (("tile-edge", "12312312"), ("tile-center", "23123123")):
+    for recipe, after in (("tile-edge", "12312312"), ("tile-center", "23123123"), ("center", "00123000")):
         maps = {"ffn": asked(recipe, "ffn", 3, 8).map}
-        assert torch.equal(grow(digits("123")[0], "ffn", {"ffn": 3}, maps), digits(after)[0])
+        bias = Context("up.bias", "up.bias", std=0.0)
+        assert torch.equal(grow(digits("123")[0], "ffn", {"ffn": 3}, maps, context=bias), digits(after)[0])
 
 
 def test_compound_grow_divides_the_output_kernel_by_k():

@@ -12,7 +12,7 @@ from tests.growth.models import changed, plan_of, small
 
 OLD = small(nsp=True)
 SHARED = {"layers": 6, "stored_layers": 2}
-WIDE = "tile, interleave, tile-edge, tile-center, fpi, aki, net2net"
+WIDE = "tile, interleave, tile-edge, tile-center, center, fpi, aki, net2net"
 UNMET = "; change the size, or drop require_exact"
 
 REFUSALS = [

@@ -71,6 +71,7 @@ WIDTHS = {
     "aki": (False, False),
     "tile-edge": (False, False),
     "tile-center": (False, False),
+    "center": (False, False),
     "zero-pad": (False, False),
     "hyperclone": (True, None),
     "staged": (True, None),
@@ -98,6 +99,7 @@ DEPTH_TOO = {
     "staged-published": False,
     "tile-edge": False,
     "tile-center": False,
+    "center": False,
     "net2net": True,
     "zero-pad": True,
     "lemon": True,
@@ -138,7 +140,7 @@ def _parts(norm: str) -> Iterator[Case]:
         if recipe == "weighted":
             yield Case(recipe, norm, {"hidden": 72}, ramp=True)
             continue
-        exact, ramp = recipe not in ("aki", "tile-edge", "tile-center"), recipe in GATED
+        exact, ramp = recipe not in ("aki", "tile-edge", "tile-center", "center"), recipe in GATED
         whole = WIDTHS[recipe][1] is None
         yield Case(recipe, norm, {"heads": 6 if whole else 5}, exact, ramp)
         yield Case(recipe, norm, {"ffn": 120 if whole else 57}, exact, ramp, layers=3)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from growth_ds.errors import UserError
-from growth_ds.growth.axis_map import AxisMap
+from growth_ds.growth.axis_map import FRESH, AxisMap
+from growth_ds.growth.fresh import Fresh
 from growth_ds.growth.recipe import Ask, recipe
 from growth_ds.growth.recipes.sources import adjacent, in_turn
 
@@ -85,6 +86,17 @@ def tile_edge(ask: Ask) -> AxisMap:
 def tile_center(ask: Ask) -> AxisMap:
     """ModernBERT's tiling from the middle: 2 0 1 2 0, the old block in the centre, readers undivided."""
     return _modernbert(ask, ask.extra // 2)
+
+
+@recipe("center", axes=("layers", "hidden", "heads", "ffn"), paper="arXiv 2412.13663", exact={"layers": "never"})
+def center(ask: Ask) -> AxisMap:
+    """ModernBERT's centre mode: - 0 1 2 -, the old block in the centre, all around it drawn; layers as tile-edge."""
+    if ask.key == "layers":
+        return _modernbert(ask, 0)
+    left = ask.extra // 2
+    around = [torch.full((size,), FRESH) for size in (left, ask.extra - left)]
+    source = torch.cat([around[0], torch.arange(ask.old), around[1]])
+    return AxisMap.even(source, ask.old, fresh=Fresh(read=(("*", "init"),)))
 
 
 def _modernbert(ask: Ask, offset: int) -> AxisMap:

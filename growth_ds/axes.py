@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
+from typing import Literal
 
 LAYER = "stored_layer"
 """The axis that stands in the parameter's name, as `{layer}`, and not in its shape."""
@@ -72,6 +73,13 @@ def expand(layout: Layout, sizes: Mapping[str, int]) -> dict[str, tuple[str, int
         pattern: (pattern, None) for pattern in layout if "{layer}" not in pattern and pattern not in names
     }
     return alone | names
+
+
+def role(name: str) -> Literal["matrix", "norm", "bias"]:
+    """What a parameter is by its name, for its initial value and its decay; a norm's bias is a bias."""
+    if name.endswith("bias"):
+        return "bias"
+    return "norm" if "norm" in name else "matrix"
 
 
 def shapes(layout: Layout, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

@@ -45,9 +45,8 @@ class During:
 
     def progress(self, step: int) -> float | None:
         """Progress of the ramp in [0, 1) when `step` optimizer steps are done; None without one or after its end."""
-        if self.ramp is None or step - self.since >= self.ramp.steps:
-            return None
-        return self.ramp.progress(step - self.since)
+        progress = 1.0 if self.ramp is None else self.ramp.progress(step - self.since)
+        return progress if progress < 1.0 else None
 
     def facts(self, step: int) -> dict[str, Any]:
         """For the checkpoint written at `step`; `of` reads it back to the bit."""
@@ -65,8 +64,8 @@ class ModelRates:
 
     def __init__(self, model: Model, rates: Rates) -> None:
         self.rates, self.sizes = rates, layout.sizes(model)
-        names = expand(layout.layout(model), self.sizes)
-        self.rows = {name: layout.layout(model)[pattern] for name, (pattern, _) in names.items()}
+        rows = layout.layout(model)
+        self.rows = {name: rows[pattern] for name, (pattern, _) in expand(rows, self.sizes).items()}
 
     def uniform(self) -> dict[str, float]:
         """Name -> the one multiplier of a tensor, where it is one and not 1."""

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from growth_ds.growth.verdict import BODY_OUT, INNER, OUTER
+BODY_OUT = (
+    "layers.{layer}.out.weight",
+    "layers.{layer}.out.bias",
+    "layers.{layer}.down.weight",
+    "layers.{layer}.down.bias",
+)
+INNER, OUTER = "layers.{layer}.attention_norm", "layers.{layer}.ffn_norm"
+"""What writes a layer's output, and its norms under post-LN: behind the attention, and at the end."""
 
 Overrides = Mapping[str, Mapping[int, str]]
 """Parameter name in the layout -> new stored layer -> "0", "1", or "layer k": as in old stored layer k."""

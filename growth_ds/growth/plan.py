@@ -16,7 +16,7 @@ from growth_ds.config import THIN, Grow, Model
 from growth_ds.growth import verdict
 from growth_ds.growth.axis_map import KIND, AxisMap
 from growth_ds.growth.dense import DenseMap
-from growth_ds.growth.layers import Overrides
+from growth_ds.growth.layers import BODY_OUT, Overrides
 from growth_ds.growth.ramp import Ramp
 from growth_ds.growth.rates import next_rates, worst_of_mean
 
@@ -95,7 +95,7 @@ class GrowthPlan:
     @cached_property
     def new_layers(self) -> frozenset[int]:
         """Stored layers that stand where none stood: told by what silences them, else all but the first copies."""
-        zeroed = {layer for layer, value in self.overrides.get(verdict.BODY_OUT[0], {}).items() if value == "0"}
+        zeroed = {layer for layer, value in self.overrides.get(BODY_OUT[0], {}).items() if value == "0"}
         if zeroed:
             return frozenset(zeroed)
         if self.ramp and "gate" in self.ramp.start:

@@ -29,7 +29,7 @@ def make_plan(
     `limit` the steps of the stage, in which a ramp must end. Raises UserError: an axis that shrinks or cannot grow, a
     recipe that is not there or cannot do these sizes, a key that no growth may change, `require_exact` unmet.
     """
-    _check_names(grow)
+    found = _found(grow)
     _check_keys(old, new)
     before, after = {**old.sizes(), **fixed}, {**new.sizes(), **fixed}
     grown: dict[str, Grown] = {}
@@ -38,11 +38,11 @@ def make_plan(
     for key, axis in _growing(old, new, before, after):
         named = grow.recipe_for(key)
         ask = Ask(key, before[axis], after[axis], old, new, grow)
-        recipe, grown[axis] = _apply(rows, named, ask)
+        recipe, grown[axis] = _apply(rows, found, named, ask)
         names[axis] = named if isinstance(named, str) else "sources"
         if grow.ramp is None and grown[axis].ramp:
             steps = max(steps, min(recipe.ramp, limit) if recipe and limit else recipe.ramp if recipe else 0)
-    thin, recipe_name = _thin(rows, old, new, grow)
+    thin, recipe_name = _thin(rows, found, old, new, grow)
     if thin:
         names[THIN] = recipe_name
     plan = GrowthPlan(
@@ -65,15 +65,17 @@ def _check_rates(plan: GrowthPlan) -> None:
             raise UserError(f"grow.lr: {plan.grow.lr} would stop units of axis {axis} whose share is 0; use lr: keep")
 
 
-def _check_names(grow: Grow) -> None:
-    """Every recipe that is named is there, also where nothing grows by it."""
+def _found(grow: Grow) -> dict[str, Recipe]:
+    """Every recipe that is named, also where nothing grows by it. Raises UserError for one that is not there."""
+    found: dict[str, Recipe] = {}
     for key in ("recipe", *AXES):
         named = getattr(grow, key, None)
         if isinstance(named, str):
             try:
-                find_recipe(named)
+                found[named] = found.get(named) or find_recipe(named)
             except UserError as error:
                 raise UserError(f"grow.{key}: {error}") from None
+    return found
 
 
 def _check_keys(old: Model, new: Model) -> None:
@@ -108,7 +110,9 @@ def _growing(old: Model, new: Model, before: Mapping[str, int], after: Mapping[s
     return found
 
 
-def _thin(rows: Rows, old: Model, new: Model, grow: Grow) -> tuple[dict[int, AxisMap], str]:
+def _thin(
+    rows: Rows, found: Mapping[str, Recipe], old: Model, new: Model, grow: Grow
+) -> tuple[dict[int, AxisMap], str]:
     """Maps of the FFN units of layers that had fewer than the others. Raises UserError for what is not a recovery."""
     if (old.thin_ffn, old.thin_every) == (new.thin_ffn, new.thin_every) or old.thin_ffn == new.thin_ffn is None:
         if old.thin_ffn is not None and old.stored_layers != new.stored_layers:
@@ -121,19 +125,19 @@ def _thin(rows: Rows, old: Model, new: Model, grow: Grow) -> tuple[dict[int, Axi
     if old.stored_layers != new.stored_layers or grow.lr != "keep":
         raise UserError("model.thin_ffn: ends in a growth without layers and with grow.lr: keep; grow twice")
     named = grow.recipe_for("ffn")
-    _, grown = _apply(rows, named, Ask("ffn", old.thin_ffn, new.ffn, old, new, grow))
+    _, grown = _apply(rows, found, named, Ask("ffn", old.thin_ffn, new.ffn, old, new, grow))
     if grown.ramp or grown.overrides or grown.map.donor is not None:
         raise UserError("grow.ffn: thin layers grow by copies alone; use ffn-share, tile, interleave, fpi or zero-pad")
     layers = range(0, old.stored_layers, old.thin_every)
     return dict.fromkeys(layers, grown.map), named if isinstance(named, str) else "sources"
 
 
-def _apply(rows: Rows, named: Any, ask: Ask) -> tuple[Recipe | None, Grown]:
+def _apply(rows: Rows, found: Mapping[str, Recipe], named: Any, ask: Ask) -> tuple[Recipe | None, Grown]:
     """The recipe's answer for one axis. Raises UserError that names axis, sizes and the recipes that would do."""
     where = f"grow.{ask.key}"
     if not isinstance(named, str):
         return None, Grown(written_out(where, named, ask))
-    recipe = find_recipe(named)
+    recipe = found[named]
     if ask.key not in recipe.axes:
         raise UserError(
             f"{where}: recipe {recipe.name} does not grow {ask.key} ({ask.old} -> {ask.new}); {_instead(ask)}"

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
-from growth_ds.axes import parse
+from growth_ds.axes import parse, role
 from growth_ds.config import Grow
 from growth_ds.growth import draw
 from growth_ds.growth.apply import Context, grow
@@ -52,9 +52,8 @@ def source_of(plan: GrowthPlan, name: str) -> tuple[str, str]:
 
 def context_of(plan: GrowthPlan, name: str, pattern: str) -> Context:
     """What is drawn for a parameter, and for its fresh units' moments."""
-    norm, bias = "norm" in pattern, pattern.endswith("bias")
     policy = plan.grow.fresh_moments or plan.grow.moments
-    std, one = (0.0, 0.0) if bias else (0.0, 1.0) if norm else (plan.std, 0.0)
+    std, one = {"bias": (0.0, 0.0), "norm": (0.0, 1.0), "matrix": (plan.std, 0.0)}[role(pattern)]
     return Context(pattern, name, plan.grow.seed, std, one, policy, plan.grow.damping)
 
 
@@ -116,7 +115,7 @@ def _initial(plan: GrowthPlan, pattern: str, context: Context, read: Read[S]) ->
     if plan.moments == "reset" or like.exp_avg is None or like.exp_avg_sq is None:
         return _changed(like, weight=weight, exp_avg=None, exp_avg_sq=None, step=0)
     square = torch.zeros_like(weight)
-    if (plan.grow.fresh_moments or plan.grow.moments) != "reset":
+    if context.fresh_moments != "reset":
         square += like.exp_avg_sq.mean()
     step = _step(plan.grow, like.step)
     return _changed(like, weight=weight, exp_avg=torch.zeros_like(weight), exp_avg_sq=square, step=step)

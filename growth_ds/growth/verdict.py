@@ -9,17 +9,11 @@ import torch
 from growth_ds.axes import parse
 from growth_ds.config import THIN
 from growth_ds.growth.axis_map import KIND, AxisMap
+from growth_ds.growth.layers import BODY_OUT, INNER, OUTER
 
 if TYPE_CHECKING:
     from growth_ds.growth.plan import GrowthPlan
 
-BODY_OUT = (
-    "layers.{layer}.out.weight",
-    "layers.{layer}.out.bias",
-    "layers.{layer}.down.weight",
-    "layers.{layer}.down.bias",
-)
-INNER, OUTER = "layers.{layer}.attention_norm", "layers.{layer}.ffn_norm"
 EPS_MOVES = 1e-8
 """Difference of LayerNorm's epsilon, in units of the variance, that a growth may call nothing."""
 

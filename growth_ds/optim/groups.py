@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from growth_ds.axes import role
+
 _NAMES = {True: "decay", False: "no_decay"}
 
 
 def is_decayed(name: str) -> bool:
     """Matrices and embeddings are decayed; biases and LayerNorm are not (BERT's own rule)."""
-    return not name.endswith("bias") and "norm" not in name
+    return role(name) == "matrix"
 
 
 def parameter_groups(

@@ -8,7 +8,7 @@ from growth_ds.errors import UserError
 from growth_ds.growth.axis_map import FRESH, AxisMap
 from growth_ds.growth.fresh import Fresh
 from growth_ds.growth.recipe import Ask, recipe
-from growth_ds.growth.recipes.sources import adjacent, in_turn
+from growth_ds.growth.recipes.sources import adjacent, tiled
 
 EVERY = ("layers", "stored_layers", "hidden", "heads", "ffn", "positions")
 WHERE = {"layers": "never", "stored_layers": "never", "hidden": "whole multiples", "heads": "always", "ffn": "always"}
@@ -23,7 +23,7 @@ GONG = "Gong et al., ICML 2019 (StackingBERT); arXiv 2405.15319 (G_stack)"
 )
 def tile(ask: Ask) -> AxisMap:
     """0 1 2 0 1 2: the whole again, on any axis."""
-    return AxisMap.even(in_turn(ask.old, ask.new), ask.old)
+    return tiled(ask)
 
 
 @recipe("interleave", axes=EVERY, paper="arXiv 2510.08008", exact={**WHERE, "positions": "never"})
@@ -43,14 +43,14 @@ def identity(ask: Ask) -> AxisMap:
 @recipe("stack", axes=("layers",), paper=GONG, exact={"layers": "never"})
 def stack(ask: Ask) -> AxisMap:
     """Progressive stacking: 0 1 2 0 1 2, the whole stack of layers again; any number of times (`--times 4`)."""
-    return AxisMap.even(in_turn(ask.old, ask.new), ask.old)
+    return tiled(ask)
 
 
 @recipe("ffn-share", axes=("ffn",), paper="arXiv 2010.12562", exact={"ffn": "whole multiples"})
 def ffn_share(ask: Ask) -> AxisMap:
     """CompoundGrow's FFN: units tiled k times, the weights that read them divided by k; whole multiples only."""
     ask.times("ffn-share")
-    return AxisMap.even(in_turn(ask.old, ask.new), ask.old)
+    return tiled(ask)
 
 
 @recipe(
@@ -61,7 +61,7 @@ def compound(ask: Ask) -> AxisMap:
     """CompoundGrow: depth by i mod L, FFN by `ffn-share` and the row's length, in one growth."""
     if ask.key == "ffn":
         ask.times("compound")
-    return AxisMap.even(in_turn(ask.old, ask.new), ask.old)
+    return tiled(ask)
 
 
 @recipe(
@@ -73,7 +73,7 @@ def unshare(ask: Ask) -> AxisMap:
     if ask.before.layers != ask.after.layers:
         raise UserError(f"unshare keeps the number of executed layers, {ask.before.layers}, and {ask.after.layers} run")
     ask.times("unshare")
-    return AxisMap.even(in_turn(ask.old, ask.new), ask.old)
+    return tiled(ask)
 
 
 @recipe("tile-edge", axes=("layers", "hidden", "heads", "ffn"), paper="arXiv 2412.13663", exact={"layers": "never"})

@@ -9,7 +9,7 @@ from growth_ds.errors import UserError
 from growth_ds.growth.axis_map import AxisMap
 from growth_ds.growth.layers import identities
 from growth_ds.growth.recipe import Ask, Grown, recipe
-from growth_ds.growth.recipes.sources import adjacent, in_turn
+from growth_ds.growth.recipes.sources import adjacent
 
 AS_IDENTITY = "always (post-LN: norm_eps up to 1e-8)"
 MIDAS = "Saunshi et al., NeurIPS 2024"
@@ -77,8 +77,3 @@ def gated(ask: Ask, source: Tensor) -> Grown:
     if source[gate.bool()].tolist() != list(range(ask.old)):
         raise UserError(f"gates need the first copies in their old order, {ask.old} -> {ask.new} has another")
     return Grown(axis_map, ramp={"gate": gate})
-
-
-def stacked(ask: Ask) -> AxisMap:
-    """What width recipes do with layers that are not their subject: the stack again."""
-    return AxisMap.even(in_turn(ask.old, ask.new), ask.old)

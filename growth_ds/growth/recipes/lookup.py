@@ -5,7 +5,7 @@ from __future__ import annotations
 from growth_ds.growth.axis_map import AxisMap
 from growth_ds.growth.fresh import Fresh
 from growth_ds.growth.recipe import Ask, recipe
-from growth_ds.growth.recipes.sources import corner, in_turn
+from growth_ds.growth.recipes.sources import corner, tiled
 
 
 @recipe("pad-vocab", axes=("vocab_size",), exact={"vocab_size": "always"})
@@ -25,7 +25,7 @@ def extend_vocab(ask: Ask) -> AxisMap:
 @recipe("extend-positions", axes=("positions",), paper="arXiv 2004.05150", exact={"positions": "always"})
 def extend_positions(ask: Ask) -> AxisMap:
     """Longer rows: the position table again from its start, as Longformer copies it."""
-    return AxisMap.even(in_turn(ask.old, ask.new), ask.old)
+    return tiled(ask)
 
 
 @recipe("extend-segments", axes=("segments",), exact={"segments": "always"})

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from growth_ds.growth import draw
-from growth_ds.growth.axis_map import FRESH
+from growth_ds.growth.axis_map import FRESH, AxisMap
+from growth_ds.growth.recipe import Ask
+
+
+def tiled(ask: Ask, **options: Any) -> AxisMap:
+    """The whole again, every copy with the same share: what most recipes do with an axis. `options` of AxisMap."""
+    return AxisMap.even(in_turn(ask.old, ask.new), ask.old, **options)
 
 
 def in_turn(old: int, new: int) -> Tensor:

@@ -57,7 +57,7 @@ def hyperclone(ask: Ask) -> AxisMap:
     """HyperCloning: whole multiples, readers divided, noise that sums to zero over the copies (0.01: SNR 40 dB)."""
     times = ask.times("hyperclone")
     # The paper's SNR is that of the divided weights.
-    return AxisMap.even(sources.in_turn(ask.old, ask.new), ask.old, noise=ask.noise / times)
+    return sources.tiled(ask, noise=ask.noise / times)
 
 
 BLOCKS = {**dict.fromkeys(WIDTHS, "whole multiples"), "layers": "never"}
@@ -79,7 +79,7 @@ def _block_diagonal(ask: Ask, split: str) -> AxisMap:
     options = {} if ask.key == "layers" else {"split": split}
     if ask.key != "layers":
         ask.times("staged")
-    return AxisMap.even(sources.in_turn(ask.old, ask.new), ask.old, **options)
+    return sources.tiled(ask, **options)
 
 
 NORMALISED = (("layers.*", "init"), ("head.dense.*", "init"), ("pooler.*", "init"))
@@ -117,7 +117,7 @@ def msg(ask: Ask) -> AxisMap | Grown:
 @recipe("weighted", axes=("hidden",), exact={"hidden": "always"}, ramp=1000)
 def weighted(ask: Ask) -> Grown:
     """Copies at any ratio; LayerNorm counts each unit by its share, and all alike when the ramp ends. Ours."""
-    axis_map = AxisMap.even(sources.in_turn(ask.old, ask.new), ask.old)
+    axis_map = sources.tiled(ask)
     return Grown(axis_map, ramp={} if axis_map.is_even else {"norm": norm_weights(axis_map.share)})
 
 
@@ -132,7 +132,7 @@ def lemon(ask: Ask) -> AxisMap | Grown:
     if ask.key == "layers":
         return _lemon_layers(ask)
     if ask.key != "hidden" or ask.new % ask.old == 0:
-        return AxisMap.even(sources.in_turn(ask.old, ask.new), ask.old, split="last", noise=ask.noise)
+        return sources.tiled(ask, split="last", noise=ask.noise)
     if ask.before.norm != "pre":
         raise UserError(
             f"lemon pads only pre-LN models with the mean; with norm: post {ask.old} -> {ask.new} has no solution"

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from growth_ds.growth import draw
+from growth_ds.growth.boxes import Box, extent
 from growth_ds.growth.dims import Dim
 from growth_ds.growth.fresh import Fill
+from growth_ds.growth.means import WithMeans
 
 DRAW = 1 << 15
-"""Random numbers made at a time, for the same reason: each takes many passes over 64-bit integers."""
-Box = tuple[tuple[int, int], ...]
-"""(begin, end) of new units for each dimension."""
+"""Random numbers made at a time, to stay in the cache: each takes many passes over 64-bit integers."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ PLAIN = Context()
 class Elements:
     """A tensor and everything about its growth that does not depend on the slice."""
 
-    flat: Tensor
-    above: Tensor | None
-    sizes: list[int]
+    old: WithMeans
+    above: WithMeans | None
     dims: list[Dim]
     kind: str
     context: Context
     rms: float
 
     def range(self, begin: int, end: int) -> Tensor:
+        """Elements [begin, end) of the flattened grown tensor: the definition."""
         counter = torch.arange(begin, end)
         units, index = [counter] * len(self.dims), counter
         for at in range(len(self.dims) - 1, -1, -1):
@@ -66,7 +66,6 @@ class Elements:
         """The elements of a box: as `range`, with the units of each dimension along that dimension only."""
         count = len(box)
         units = [along(torch.arange(*bounds), at, count) for at, bounds in enumerate(box)]
-        shape = [end - begin for begin, end in box]
         counter = torch.zeros((), dtype=torch.int64)
         for unit, dim in zip(units, self.dims, strict=True):
             counter = counter * dim.new + unit
@@ -74,7 +73,7 @@ class Elements:
             dim.fresh is not None and not (dim.fill and dim.fill.mean) and bool(dim.fresh[begin:end].all())
             for dim, (begin, end) in zip(self.dims, box, strict=True)
         ):
-            value = self.flat.new_zeros(shape)  # what is there before does not count
+            value = self.old.flat.new_zeros(extent(box))  # what is there before does not count
         else:
             value = self._copied(units)
             if self.kind == "weight":
@@ -83,18 +82,17 @@ class Elements:
 
     def _copied(self, units: list[Tensor]) -> Tensor:
         """The old values times their scales; units of the next layer where a map takes them from there."""
-        at = torch.zeros_like(units[0])
         scale: Tensor | None = None
         borrowed: Tensor | None = None
-        for dim, unit, size in zip(self.dims, units, self.sizes, strict=True):
-            at = at * size + (unit if dim.source is None else dim.source[unit])
+        for dim, unit in zip(self.dims, units, strict=True):
             if dim.scale is not None:
                 scale = dim.scale[unit] if scale is None else scale * dim.scale[unit]
             if dim.donor is not None:
                 borrowed = dim.donor[unit] if borrowed is None else borrowed | dim.donor[unit]
-        value = self.flat[at]
-        if borrowed is not None and self.above is not None:
-            value = torch.where(borrowed, self.above[at], value)
+        sources = [unit if dim.source is None else dim.source[unit] for dim, unit in zip(self.dims, units, strict=True)]
+        value = self.old.at(sources)
+        if borrowed is not None and self.above is not None and bool(borrowed.any()):
+            value = torch.where(borrowed, self.above.at(sources), value)
         for dim, unit in zip(self.dims, units, strict=True):
             if dim.match is not None:  # the diagonal of copies: all or nothing, instead of a share
                 matched = dim.match(unit, units)
@@ -155,25 +153,20 @@ def _order(fill: Fill | None) -> int:
 
 
 def prepared(x: Tensor, dims: list[Dim], kind: str, context: Context, above: Tensor | None) -> Elements:
+    """All that is taken from the whole old tensor. Raises ValueError for a donor map without `above`."""
     if above is None and any(dim.donor is not None for dim in dims):
         raise ValueError(f"'{context.name}' takes units of the layer above, which was not given")
-    x = x.reshape([dim.old for dim in dims])
-    above = None if above is None else above.reshape(x.shape)
-    noisy = kind == "weight" and any(dim.noise for dim in dims)
-    rms = _rounded(float(x.double().square().mean().sqrt())) if noisy else 0.0
     sizes = [dim.old for dim in dims]
-    for at, dim in enumerate(dims):
-        if dim.fresh is not None and dim.fill is not None and dim.fill.mean:
-            x = _with_mean(x, at)
-            above = None if above is None else _with_mean(above, at)
-            sizes[at] += 1
-    flat_above = None if above is None else above.reshape(-1)
-    return Elements(x.reshape(-1), flat_above, sizes, dims, kind, context, rms)
+    rms = _rms(x) if kind == "weight" and any(dim.noise for dim in dims) else 0.0
+    axes = [at for at, dim in enumerate(dims) if dim.fresh is not None and dim.fill is not None and dim.fill.mean]
+    higher = None if above is None else WithMeans.of(above.reshape(sizes), axes)
+    return Elements(WithMeans.of(x.reshape(sizes), axes), higher, dims, kind, context, rms)
 
 
-def _with_mean(x: Tensor, at: int) -> Tensor:
-    """One more unit, the mean of all; summed in float64, so that the order of the sum does not show in its bits."""
-    return torch.cat([x, x.mean(at, keepdim=True, dtype=torch.float64).to(x.dtype)], at)
+def _rms(x: Tensor) -> float:
+    """Root of the mean square, a cacheful at a time."""
+    total = sum(float(part.double().square().sum()) for part in x.reshape(-1).split(DRAW))
+    return _rounded((total / x.numel()) ** 0.5)
 
 
 def _rounded(value: float) -> float:

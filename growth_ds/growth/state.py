@@ -1,10 +1,14 @@
-"""The grown state of one parameter: where it is read from, and what the policy makes of its moments and step."""
+"""The grown state of one parameter, one kind at a time, whole or a flat slice, under the policy for moments and step.
+
+A rank of a distributed job needs no more than its own slice: `grown_range` is `grown_tensor` cut, bit for bit.
+`grow_state` makes all kinds of one parameter at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,10 +16,17 @@ from torch import Tensor
 from growth_ds.axes import parse, role
 from growth_ds.config import Grow
 from growth_ds.growth import draw
-from growth_ds.growth.apply import Context, grow
+from growth_ds.growth.apply import Context, Maps, check_range, grow, grow_range, is_still
 from growth_ds.growth.axis_map import AxisMap
 from growth_ds.growth.dense import DenseMap
+from growth_ds.growth.elements import DRAW
+from growth_ds.growth.origin import Source, old_values, origin_of, refuse_unless_finite, values_above
 from growth_ds.growth.plan import GrowthPlan
+
+__all__ = [
+    "Read", "Source", "State", "context_of", "grow_state", "grown_range", "grown_step", "grown_tensor", "has_moments",
+    "located", "source_of",
+]  # fmt: skip
 
 
 class State(Protocol):
@@ -57,47 +68,143 @@ def context_of(plan: GrowthPlan, name: str, pattern: str) -> Context:
     return Context(pattern, name, plan.grow.seed, std, one, policy, plan.grow.damping)
 
 
+def has_moments(plan: GrowthPlan, name: str, source: Source) -> bool:
+    """Whether the grown parameter has moments; if not, both start from zero. Raises KeyError for an unknown one."""
+    located(plan, name)
+    return plan.moments != "reset" and source.moments
+
+
+def grown_step(plan: GrowthPlan, name: str, source: Source) -> int:
+    """Adam's count of the grown parameter. Raises KeyError for an unknown one."""
+    step = source.steps[origin_of(plan, name)]
+    if _stays(plan):
+        return step
+    return _step(plan.grow, step) if has_moments(plan, name, source) else 0
+
+
+def grown_tensor(plan: GrowthPlan, name: str, kind: str, source: Source) -> Tensor:
+    """One kind of a grown parameter, in its shape; the source's own tensor where nothing changes.
+
+    Raises KeyError for an unknown parameter; ValueError, naming it, where the source is not finite, and for a moment
+    that starts from zero (`has_moments`).
+    """
+    pattern, layer = _checked(plan, name, kind, source)
+    row, context = plan.layout[pattern], context_of(plan, name, pattern)
+    if pattern in plan.added:
+        shape = torch.Size(parse(row).shape(plan.new))
+        return _initial(plan, name, kind, context, source, 0, shape.numel()).reshape(shape)
+    old, maps = _tables(plan, pattern, layer, kind)
+    x = old_values(plan, name, kind, source)
+    return grow(x, row, old, maps, kind, context, values_above(plan, name, kind, source))
+
+
+def grown_range(plan: GrowthPlan, name: str, kind: str, source: Source, begin: int, end: int) -> Tensor:
+    """[end - begin]: elements [begin, end) of `grown_tensor`, flattened, the same bits.
+
+    Where nothing moves inside the tensor no more than this range of the source is read (and found finite), and the
+    result may be the source's own memory; else the whole of this kind is read. Raises as `grown_tensor`, and ValueError
+    for a range that is not inside the tensor.
+    """
+    pattern, layer = _checked(plan, name, kind, source)
+    row, context = plan.layout[pattern], context_of(plan, name, pattern)
+    check_range(begin, end, torch.Size(parse(row).shape(plan.new)).numel())
+    if pattern in plan.added:
+        return _initial(plan, name, kind, context, source, begin, end)
+    old, maps = _tables(plan, pattern, layer, kind)
+    if is_still(row, old, maps, kind, context):
+        return old_values(plan, name, kind, source, (begin, end))
+    x = old_values(plan, name, kind, source)
+    return grow_range(x, row, old, maps, begin, end, kind, context, values_above(plan, name, kind, source))
+
+
 def grow_state(plan: GrowthPlan, name: str, read: Read[S]) -> S:
     """Weight, moments and step of one grown parameter; `read` gives the state of an old one by name.
 
     Raises ValueError, naming the parameter, where the source is not finite.
     """
-    pattern, layer = located(plan, name)
-    context = context_of(plan, name, pattern)
-    if pattern in plan.added:
-        return _initial(plan, pattern, context, read)
-    state = _source(plan, pattern, layer, read, name)
-    if plan.is_identity and _keeps_all(plan.grow):
-        return state
-    above = _above(plan, pattern, layer, read)
-    row, old, maps = plan.layout[pattern], plan.old, plan.maps
-    if layer is not None and layer in plan.thin and "ffn" in parse(row).names:
+    source = _States(read, origin_of(plan, name))
+    own = source.own
+    if _stays(plan):
+        _check_finite(name, own, ("weight", "exp_avg", "exp_avg_sq"))
+        return own
+    weight = grown_tensor(plan, name, "weight", source)
+    mean: Tensor | None = None
+    square: Tensor | None = None
+    if has_moments(plan, name, source):
+        mean, square = (grown_tensor(plan, name, kind, source) for kind in ("exp_avg", "exp_avg_sq"))
+    elif _is_copied(plan, name):
+        _check_finite(name, own, ("exp_avg", "exp_avg_sq"))
+    step = grown_step(plan, name, source)
+    return cast(S, replace(cast(Any, own), weight=weight, exp_avg=mean, exp_avg_sq=square, step=step))
+
+
+class _States(Generic[S]):
+    """Whole states as a `Source`, each read once, for the growth of one parameter."""
+
+    def __init__(self, read: Read[S], own: str) -> None:
+        self._read = read
+        self._name = own
+        self._held: dict[str, S] = {}
+
+    @property
+    def own(self) -> S:
+        """The state that the parameter's step count comes from."""
+        return self._state(self._name)
+
+    @property
+    def moments(self) -> bool:
+        return self.own.exp_avg is not None and self.own.exp_avg_sq is not None
+
+    @property
+    def steps(self) -> Mapping[str, int]:
+        return {self._name: self.own.step}
+
+    def tensor(self, kind: str, name: str) -> Tensor:
+        return cast(Tensor, getattr(self._state(name), kind))
+
+    def range(self, kind: str, name: str, begin: int, end: int) -> Tensor:
+        return self.tensor(kind, name).reshape(-1)[begin:end]
+
+    def _state(self, name: str) -> S:
+        if name not in self._held:
+            self._held[name] = self._read(name)
+        return self._held[name]
+
+
+def _check_finite(name: str, state: State, kinds: tuple[str, ...]) -> None:
+    for kind in kinds:
+        x = getattr(state, kind)
+        if x is not None:
+            refuse_unless_finite(name, kind, x)
+
+
+def _checked(plan: GrowthPlan, name: str, kind: str, source: Source) -> tuple[str, int | None]:
+    if kind != "weight" and not has_moments(plan, name, source):
+        raise ValueError(f"'{name}': {kind} starts from zero after this growth; ask has_moments first")
+    return located(plan, name)
+
+
+def _tables(plan: GrowthPlan, pattern: str, layer: int | None, kind: str) -> tuple[Mapping[str, int], Maps]:
+    """(old sizes, maps) for one kind of a parameter: thin layers have other FFN units, copied moments no factors."""
+    old, maps = plan.old, plan.maps
+    if layer is not None and layer in plan.thin and "ffn" in parse(plan.layout[pattern]).names:
         thin = plan.thin[layer]
         old, maps = {**old, "ffn": thin.old}, {**maps, "ffn": thin}
-
-    def grown(kind: str) -> Tensor:
-        higher = None if above is None else getattr(above, kind)
-        each = _without_factors(maps) if kind != "weight" and plan.grow.moments == "copy" else maps
-        return grow(getattr(state, kind), row, old, each, kind, context, higher)
-
-    weight = grown("weight")
-    if plan.moments == "reset" or state.exp_avg is None or state.exp_avg_sq is None:
-        return _changed(state, weight=weight, exp_avg=None, exp_avg_sq=None, step=0)
-    step = _step(plan.grow, state.step)
-    return _changed(state, weight=weight, exp_avg=grown("exp_avg"), exp_avg_sq=grown("exp_avg_sq"), step=step)
+    if kind != "weight" and plan.grow.moments == "copy":
+        maps = {axis: replace(each, raw=True) if isinstance(each, AxisMap) else each for axis, each in maps.items()}
+    return old, maps
 
 
-def _without_factors(maps: Mapping[str, AxisMap | DenseMap]) -> dict[str, AxisMap | DenseMap]:
-    """The same maps as copies alone."""
-    return {axis: replace(each, raw=True) if isinstance(each, AxisMap) else each for axis, each in maps.items()}
+def _stays(plan: GrowthPlan) -> bool:
+    """Whether the plan leaves states as they are."""
+    return plan.is_identity and plan.grow.moments != "reset" and plan.grow.step == "keep" and not plan.grow.rewind
 
 
-def _changed(state: S, **values: Any) -> S:
-    return cast(S, replace(cast(Any, state), **values))
-
-
-def _keeps_all(grow: Grow) -> bool:
-    return grow.moments != "reset" and grow.step == "keep" and not grow.rewind
+def _is_copied(plan: GrowthPlan, name: str) -> bool:
+    """Whether one old tensor is the parameter's source, not a draw or a mix."""
+    pattern, layer = located(plan, name)
+    mixed = layer is not None and isinstance(plan.maps.get("stored_layer"), DenseMap)
+    return pattern not in plan.added and not mixed
 
 
 def _step(grow: Grow, step: int) -> int:
@@ -105,85 +212,16 @@ def _step(grow: Grow, step: int) -> int:
     return 0 if grow.step == "reset" else max(0, step - grow.rewind)
 
 
-def _initial(plan: GrowthPlan, pattern: str, context: Context, read: Read[S]) -> S:
-    """A parameter that the old model does not have, drawn; its mean square starts at the MLM transform's mean."""
-    like = read(f"head.dense.{'bias' if pattern.endswith('bias') else 'weight'}")
-    shape = parse(plan.layout[pattern]).shape(plan.new)
-    counter = torch.arange(torch.Size(shape).numel())
-    drawn = draw.normal(draw.key(context.seed, f"{context.name}/init"), counter) * context.std + context.one
-    weight = drawn.to(like.weight.dtype).reshape(shape)
-    if plan.moments == "reset" or like.exp_avg is None or like.exp_avg_sq is None:
-        return _changed(like, weight=weight, exp_avg=None, exp_avg_sq=None, step=0)
-    square = torch.zeros_like(weight)
-    if context.fresh_moments != "reset":
-        square += like.exp_avg_sq.mean()
-    step = _step(plan.grow, like.step)
-    return _changed(like, weight=weight, exp_avg=torch.zeros_like(weight), exp_avg_sq=square, step=step)
-
-
-def _source(plan: GrowthPlan, pattern: str, layer: int | None, read: Read[S], name: str) -> S:
-    """The old state that the parameter is grown from, after what the plan says of its layer."""
-    if layer is None:
-        return _finite(pattern, read(pattern))
-    each = plan.maps.get("stored_layer")
-    if isinstance(each, DenseMap):
-        return _mixed(each, pattern, layer, read)
-    rule = plan.overrides.get(pattern, {}).get(layer)
-    source = int(rule.split()[1]) if rule and rule.startswith("layer ") else plan.source_layer(layer)
-    state = _finite(name, read(pattern.replace("{layer}", str(source))))
-    state = _layer_moments(plan, layer, state)
-    if rule in ("0", "1"):
-        zeros = None if state.exp_avg is None else torch.zeros_like(state.exp_avg)
-        state = _changed(state, weight=torch.full_like(state.weight, float(rule)), exp_avg=zeros)
-    return state
-
-
-def _finite(name: str, state: S) -> S:
-    for kind in ("weight", "exp_avg", "exp_avg_sq"):
-        x = getattr(state, kind)
-        # A sum is not finite if a part is not; it may overflow without that, which the second look finds.
-        if x is not None and not bool(x.sum().isfinite()) and not bool(x.isfinite().all()):
-            raise ValueError(f"'{name}': {kind} has values that are not finite; grow from an earlier checkpoint")
-    return state
-
-
-def _layer_moments(plan: GrowthPlan, layer: int, state: S) -> S:
-    """Moments of a layer that stands where none stood, or that ran at more depths than now."""
-    each = plan.maps.get("stored_layer")
-    if not isinstance(each, AxisMap) or state.exp_avg is None or state.exp_avg_sq is None:
-        return state
-    policy = plan.grow.layer_moments or plan.grow.moments
-    mean, square = state.exp_avg, state.exp_avg_sq
-    ran = (plan.old["layer"] // plan.old["stored_layer"]) / (plan.new["layer"] // plan.new["stored_layer"])
-    if ran > 1 and policy != "copy":
-        # A shared layer's gradient was the sum over its depths. Each keeps its part of the mean; the mean square of
-        # parts that agree little is a part too, and one that is too large makes steps too short, never too long.
-        mean, square = mean / ran, square / ran
-    if layer in plan.new_layers:
-        if policy == "damped":
-            mean = mean * plan.grow.damping
-        elif policy == "reset":
-            mean, square = torch.zeros_like(mean), torch.zeros_like(square)
-    return state if mean is state.exp_avg else _changed(state, exp_avg=mean, exp_avg_sq=square)
-
-
-def _above(plan: GrowthPlan, pattern: str, layer: int | None, read: Read[S]) -> S | None:
-    """The same parameter of the next old layer, where units come from there; the last layer has none but itself."""
-    donors = [
-        axis
-        for axis in parse(plan.layout[pattern]).names
-        if isinstance(each := plan.maps.get(axis), AxisMap) and each.donor is not None
-    ]
-    if not donors:
-        return None
-    if layer is None:
-        raise ValueError(f"'{pattern}' is in no layer, and axis {donors[0]} takes units of the next one")
-    higher = min(plan.source_layer(layer) + 1, plan.old["stored_layer"] - 1)
-    return read(pattern.replace("{layer}", str(higher)))
-
-
-def _mixed(each: DenseMap, pattern: str, layer: int, read: Read[S]) -> S:
-    """A weighted sum of all old layers (LiGO's depth); its moments have no law."""
-    states = [read(pattern.replace("{layer}", str(old))) for old in range(each.old)]
-    weight = sum(state.weight * float(part) for state, part in zip(states, each.made[layer], strict=True))
-    return _changed(states[0], weight=weight, exp_avg=None, exp_avg_sq=None)
+def _initial(
+    plan: GrowthPlan, name: str, kind: str, context: Context, source: Source, begin: int, end: int
+) -> Tensor:  # fmt: skip
+    """Elements of a parameter that the old model does not have: drawn; its mean square starts at its origin's mean."""
+    like = origin_of(plan, name)
+    result = torch.zeros(end - begin, dtype=source.range("weight", like, 0, 1).dtype)
+    if kind == "weight":
+        stream = draw.key(context.seed, f"{context.name}/init")
+        for counter, part in zip(torch.arange(begin, end).split(DRAW), result.split(DRAW), strict=True):
+            part.copy_(draw.normal(stream, counter) * context.std + context.one)
+    elif kind == "exp_avg_sq" and context.fresh_moments != "reset":
+        result += source.tensor(kind, like).mean()
+    return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from growth_ds.axes import expand, parse
 from growth_ds.errors import UserError
-from growth_ds.growth import apply, elements
+from growth_ds.growth import apply, boxes, elements, means
 from growth_ds.growth.apply import Context, grow, grow_range
 from growth_ds.growth.axis_map import AxisMap
 from growth_ds.growth.dense import DenseMap
@@ -30,15 +31,22 @@ POLICIES = st.sampled_from(["carry", "copy", "reset", "damped"])
 
 
 def pieces_are_the_whole(data, x, row, old, maps, kind, context, above) -> None:
-    """Any cuts of a tensor, grown one by one, are the tensor grown at once, bit for bit."""
+    """Any cuts of a tensor, grown one by one, are the tensor grown at once, and its definition, bit for bit."""
     whole = grow(x, row, old, maps, kind, context, above).flatten()
+    assert torch.equal(defined(x, row, old, maps, kind, context, above), whole)
     cuts = sorted(data.draw(st.lists(st.integers(0, whole.numel()), min_size=1, max_size=5)))
-    pieces = [
-        grow_range(x, row, old, maps, begin, end, kind, context, above)
-        for begin, end in zip([0, *cuts], [*cuts, whole.numel()], strict=True)
-    ]
-    assert torch.equal(torch.cat(pieces), whole)
+    one = data.draw(st.integers(0, whole.numel() - 1))
+    for begin, end in [*zip([0, *cuts], [*cuts, whole.numel()], strict=True), (one, one + 1), (one, one)]:
+        piece = grow_range(x, row, old, maps, begin, end, kind, context, above)
+        assert torch.equal(piece, whole[begin:end])
+        assert piece.dtype == x.dtype
     assert whole.dtype == x.dtype
+
+
+def defined(x, row, old, maps, kind, context, above) -> torch.Tensor:
+    """The flattened grown tensor, element by element."""
+    dims = apply._dims(row, old, maps, kind, context)
+    return elements.prepared(x, dims, kind, context, above).range(0, prod(dim.new for dim in dims))
 
 
 def check_a_parameter(data, growth, kind, dtype) -> None:
@@ -89,11 +97,21 @@ def test_blocks_gathers_and_elements_are_the_same_bits(data, row, kind, dtype):
     x = drawn_tensor(row, old, 0).to(dtype)
     context = Context(pattern="x", name="x")
     dims = apply._dims(row, old, maps, kind, context)
-    cube = x.reshape(axes.unfolded(old))
-    by_blocks = apply._by_blocks(cube, dims, [dim.runs() for dim in dims]).flatten()
-    assert torch.equal(apply._by_gathers(cube, dims).flatten(), by_blocks)
-    assert torch.equal(apply._by_pieces(elements.prepared(cube, dims, kind, context, None)).flatten(), by_blocks)
-    assert torch.equal(grow_range(x, row, old, maps, 0, by_blocks.numel(), kind, context), by_blocks)
+    cube, runs = x.reshape(axes.unfolded(old)), [dim.runs() for dim in dims]
+    ready = elements.prepared(cube, dims, kind, context, None)
+    begins = [data.draw(st.integers(0, dim.new - 1)) for dim in dims]
+    box = tuple((begin, data.draw(st.integers(begin + 1, dim.new))) for begin, dim in zip(begins, dims, strict=True))
+    inside = [boxes.clipped(each, bounds) for each, bounds in zip(runs, box, strict=True)]
+    ways = [
+        partial(apply._by_blocks, cube, inside),
+        partial(apply._by_gathers, cube, dims),
+        partial(apply._by_pieces, ready, [dim.fresh_runs() for dim in dims]),
+    ]
+    whole = defined(x, row, old, maps, kind, context, None).reshape([dim.new for dim in dims])
+    for way in ways:
+        out = torch.full(boxes.extent(box), float("nan"), dtype=dtype)
+        way(out, box)
+        assert torch.equal(out, whole[tuple(slice(*bounds) for bounds in box)])
 
 
 @QUICK
@@ -103,13 +121,17 @@ def test_a_large_tensor_is_grown_in_pieces(data, row, kind, piece, blocks):
     x, above = (drawn_tensor(row, sizes_of(maps), seed) for seed in (0, 1))
     context = Context(pattern="up.weight", name="up.weight", seed=3)
     count = prod(parse(row).shape({**sizes_of(maps), **{axis: each.new for axis, each in maps.items()}}))
-    whole = grow_range(x, row, sizes_of(maps), maps, 0, count, kind, context, above)
+    whole = defined(x, row, sizes_of(maps), maps, kind, context, above)
+    begin, end = sorted(data.draw(st.tuples(*[st.integers(0, count)] * 2)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(apply, "PIECE", piece)
         patch.setattr(elements, "DRAW", 16)
         patch.setattr(apply, "MAX_BLOCKS", blocks)
+        patch.setattr(means, "CHUNK", piece)
         kept = x.clone()
         assert torch.equal(grow(x, row, sizes_of(maps), maps, kind, context, above).flatten(), whole)
+        part = grow_range(x, row, sizes_of(maps), maps, begin, end, kind, context, above)
+        assert torch.equal(part, whole[begin:end])
         assert torch.equal(x, kept), "the argument stays what it was"
 
 

@@ -132,6 +132,20 @@ def grow(
         typer.echo(f"{out}: {'exact' if made.exact else 'not exact'}, digest {made.digest()[:12]}")
 
 
+@app.command(epilog="Example: growth-ds inspect runs/demo --verify")
+def inspect(
+    source: Annotated[Path, typer.Argument(help="A checkpoint folder, or a run folder (what its `latest` names).")],
+    digest: Annotated[bool, typer.Option("--digest", help="SHA-256 of the state, whoever wrote it.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every byte with the manifest.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a checkpoint holds. Reads its manifest alone unless asked for more, and writes nothing."""
+    from growth_ds import inspection
+
+    record = inspection.inspect(source, digest, verify)
+    typer.echo(json.dumps(record, indent=1) if as_json else "\n".join(inspection.lines(record)))
+
+
 @app.command(epilog="Example: growth-ds recipes --json")
 def recipes(as_json: Json = False) -> None:
     """List the growth methods: which axes they grow, when they keep the function, their paper."""
@@ -245,7 +259,7 @@ def _leave(code: int) -> None:
     import signal
 
     from growth_ds.engine.distributed import shutdown
-    from growth_ds.engine.launch import report_exit
+    from growth_ds.engine.reports import report_exit
 
     if "RANK" in os.environ:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

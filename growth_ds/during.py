@@ -15,6 +15,7 @@ from torch import Tensor
 
 from growth_ds.axes import expand
 from growth_ds.config import Model
+from growth_ds.errors import UserError
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.ramp import Ramp
 from growth_ds.growth.rates import Rates, next_rates, scale_of, scale_range
@@ -32,12 +33,18 @@ class During:
 
     @staticmethod
     def of(facts: Mapping[str, Any]) -> During:
-        """As a checkpoint's facts say it. A ramp that has ended is not there."""
-        record = facts.get("ramp")
-        rates = {axis: torch.tensor(values, dtype=torch.float64) for axis, values in facts.get("lr", {}).items()}
-        if record is None:
-            return During(rates=rates)
-        return During(Ramp.from_json(record), record["since"], rates)
+        """As a checkpoint's facts say it. A ramp that has ended is not there.
+
+        Raises UserError for facts that no growth writes; those of a `Checkpoint` were checked when it was opened.
+        """
+        try:
+            record = facts.get("ramp")
+            rates = {axis: torch.tensor(values, dtype=torch.float64) for axis, values in facts.get("lr", {}).items()}
+            if record is None:
+                return During(rates=rates)
+            return During(Ramp.from_json(record), int(record["since"]), rates)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError):
+            raise UserError("facts: ramp or lr is not what a growth writes; use another checkpoint") from None
 
     def after(self, plan: GrowthPlan, step: int) -> During:
         """What holds after a growth at `step`."""

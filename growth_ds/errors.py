@@ -13,3 +13,10 @@ class GrowthFailed(Exception):
 
     The checkpoint from before the growth is whole and current. The command line prints the line and exits with 1.
     """
+
+
+class Stopped(Exception):
+    """All ranks have agreed to stop in the middle of something that can be left: a measurement, a growth.
+
+    Raised on every rank at the same place. Nothing is lost: what was begun is done again by the run that goes on.
+    """

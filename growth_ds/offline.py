@@ -54,10 +54,13 @@ def write_checkpoint(
     check_free(out, force)
     if out.exists() and not is_checkpoint(out):
         raise UserError(f"{out}: is not a checkpoint, and --force replaces nothing else; give another --out")
-    with CheckpointWriter(out, model, moments=moments, facts=facts, tokenizer=tokenizer) as writer:
-        for name in parameter_shapes(model):
-            writer.add(name, read(name))
-        writer.commit()
+    try:
+        with CheckpointWriter(out, model, moments=moments, facts=facts, tokenizer=tokenizer) as writer:
+            for name in parameter_shapes(model):
+                writer.add(name, read(name))
+            writer.commit()
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give a folder that can") from None
 
 
 def grow_checkpoint(

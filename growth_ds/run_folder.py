@@ -7,16 +7,20 @@ stands once in the files.
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from growth_ds import faults
 from growth_ds.checkpoint import Checkpoint, open_verified
+from growth_ds.checkpoint.writer import recover, remove_folder
 from growth_ds.config import Run
 from growth_ds.config_file import dump_run, read_yaml, validated
 from growth_ds.errors import UserError
 from growth_ds.files import sync, write_durably
+
+_NAME = re.compile(r"step-(\d+)-stage-(\d+)")
 
 
 class RunFolder:
@@ -31,6 +35,7 @@ class RunFolder:
         self.latest = self.checkpoints / "latest"
         self.export = path / "export"
         self.report = path / "report.html"
+        self._kept: dict[str, bool] = {}
 
     def check(self, run: Run, data: str, fresh: bool = False) -> None:
         """Whether this run may use the folder; `data` is the digest of its text, `fresh` allows no run in it yet.
@@ -48,10 +53,17 @@ class RunFolder:
 
     def claim(self, run: Run, data: str, fresh: bool = False) -> None:
         """Check, and make the folder this run's own. Raises UserError as `check` does, or if it cannot be written."""
+        self.make(run, data, fresh)
+        try:
+            write_durably(self.config, dump_run(run))
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); give another --run-dir") from None
+
+    def make(self, run: Run, data: str, fresh: bool = False) -> None:
+        """Check, and make the folders alone: there is a place for the lock then. Raises UserError as `claim` does."""
         self.check(run, data, fresh)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_durably(self.config, dump_run(run))
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); give another --run-dir") from None
 
@@ -84,14 +96,31 @@ class RunFolder:
         return self.checkpoints / f"step-{step:08d}-stage-{stage}"
 
     def publish(self, checkpoint: Path, keep: int) -> None:
-        """Point `latest` at a whole checkpoint, then drop the oldest ones past `keep`."""
+        """Point `latest` at a whole checkpoint, then drop the oldest ones past `keep` that nothing else keeps.
+
+        The metrics are made durable first: the steps before a checkpoint are not computed again.
+        """
+        if self.metrics.exists():
+            sync(self.metrics)
         write_durably(self.latest, checkpoint.name + "\n")
+        faults.point("checkpoint.published")
         for old in self._newest_first()[keep:]:
-            if old != checkpoint:
-                shutil.rmtree(old, ignore_errors=True)
+            if old != checkpoint and not self._is_kept(old):
+                remove_folder(old)
+
+    def _is_kept(self, path: Path) -> bool:
+        """Whether a checkpoint says of itself that it stays (see `config.Checkpoint`); a damaged one does not."""
+        if path.name not in self._kept:
+            try:
+                self._kept[path.name] = bool(Checkpoint(path).facts.get("keep"))
+            except UserError:
+                self._kept[path.name] = False
+        return self._kept[path.name]
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self.checkpoints.glob("step-*-stage-*"), reverse=True)
+        """By step and stage as numbers; neither names nor clocks tell the order."""
+        found = [(match, path) for path in self.checkpoints.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+        return [path for _, path in sorted(found, key=lambda pair: tuple(map(int, pair[0].groups())), reverse=True)]
 
     def newest(self, say: Callable[[str], None] = print) -> Checkpoint | None:
         """The checkpoint to go on from: `latest`, or the newest whole one if that is damaged, which is said.
@@ -102,7 +131,7 @@ class RunFolder:
         if self.latest.is_file():
             named = self.checkpoints / self.latest.read_text(encoding="utf-8", errors="replace").strip()
             if named in candidates:
-                candidates = [named, *(path for path in candidates if path.name < named.name)]
+                candidates = candidates[candidates.index(named) :]
         for path in candidates:
             try:
                 return open_verified(path)
@@ -113,28 +142,51 @@ class RunFolder:
         return None
 
     def append(self, path: Path, record: dict[str, Any], durable: bool = False) -> None:
-        """Add one line to the ledger or the metrics."""
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        if durable:
-            sync(path)
+        """Add one line to the ledger or the metrics, whole or not at all. Raises UserError if it cannot be written."""
+        line = (json.dumps(record) + "\n").encode()
+        try:
+            with path.open("ab", buffering=0) as file:
+                end = file.tell()
+                try:
+                    while line:
+                        line = line[file.write(line) :]
+                except OSError:
+                    file.truncate(end)
+                    raise
+            if durable:
+                sync(path)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); the same command goes on from the last checkpoint when "
+                "it can be"
+            ) from None
 
-    def trim(self, step: int, stage: int) -> None:
-        """Forget what was written after (step, stage), and folders of checkpoints that were never finished."""
-        for leftover in self.checkpoints.glob(".step-*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+    def recover(self) -> None:
+        """Clean up after a kill: folders that were moved aside come back, unfinished and half-removed ones go."""
+        recover(self.checkpoints)
+
+    def trim(self, step: int, stage: int, unended: bool = False) -> None:
+        """Forget what was written after (step, stage): it is computed again, and stands once.
+
+        `unended`: the last measurements of the stage at this step are made again too.
+        """
         for path in (self.ledger, self.metrics):
             if path.exists():
-                lines = path.read_text(encoding="utf-8").splitlines()
-                kept = [line for line in lines if _is_before(line, step, stage)]
-                if kept != lines:
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+                kept = [line for line in lines if _is_before(line, step, stage, unended)]
+                if kept != lines or not path.read_bytes().endswith(b"\n"):
                     write_durably(path, "".join(line + "\n" for line in kept))
+        for checkpoint in self._newest_first():
+            place = tuple(map(int, checkpoint.name.replace("step-", "").split("-stage-")))
+            if place > (step, stage):  # whole perhaps, but the run goes another way from here
+                remove_folder(checkpoint)
 
     def records(self, path: Path) -> list[dict[str, Any]]:
         """The lines of the ledger or the metrics; a half-written last line is left out."""
         if not path.exists():
             return []
-        return [record for line in path.read_text(encoding="utf-8").splitlines() if (record := _parsed(line))]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [record for line in lines if (record := _parsed(line))]
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -145,9 +197,12 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def _is_before(line: str, step: int, stage: int) -> bool:
+def _is_before(line: str, step: int, stage: int, unended: bool) -> bool:
     record = _parsed(line)
-    return record is not None and (record["step"], record["stage"]) <= (step, stage)
+    if record is None or (record["step"], record["stage"]) > (step, stage):
+        return False
+    is_last = "valid_loss" in record or record.get("event") == "finish"
+    return not (unended and is_last and record["step"] == step)
 
 
 def _first_difference(written: Any, given: Any, where: str = "") -> str:

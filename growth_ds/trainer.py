@@ -15,22 +15,27 @@ from typing import Any
 
 import torch
 
-from growth_ds import __version__
+from growth_ds import __version__, faults
+from growth_ds.board import Board
 from growth_ds.config import Model, Run
 from growth_ds.coordinator import Coordinator, Position
+from growth_ds.data.batch import Batch
 from growth_ds.data.text import Text
 from growth_ds.engine import distributed, ds_config
 from growth_ds.engine.ds_config import resolve_precision
+from growth_ds.engine.reports import remove_stale
 from growth_ds.engine.signals import StopFlag
 from growth_ds.engine.zero import StepResult, ZeroEngine
-from growth_ds.errors import UserError
+from growth_ds.errors import Stopped, UserError
 from growth_ds.evaluate.mlm import Validation, unigram_entropy
+from growth_ds.lock import FolderLock, WaitStopped
 from growth_ds.model import cost
 from growth_ds.optim.schedule import learning_rate
 from growth_ds.planning import growths, stage_flops
 from growth_ds.progress import Progress
 from growth_ds.report.tables import growth_line
 from growth_ds.run_folder import RunFolder
+from growth_ds.saving import agreed
 
 FINISHED = 0
 STOPPED = 75
@@ -104,33 +109,50 @@ class Trainer:
         longest = max(stage.length for stage in run.stages)
         self.validation = Validation(text, longest, run.evaluation.tokens)
         self.progress = Progress(run, live=self.rank == 0)
-        self.coordinator = Coordinator(run, folder, self.validation.probe, text.tokenizer_folder, self.progress.say)
-        self.position = Position()
         self.stop = stop
+        self.coordinator = Coordinator(
+            run, folder, self.validation.probe, text.tokenizer_folder, self.progress.say, self._asked
+        )
+        self.lock = FolderLock(folder.path, say=self.progress.say, stop=self._asked)
+        self.position = Position()
+        self.unended: int | None = None
+        """The stage whose steps are done and whose end is not: it was stopped in its last measurement."""
+        self.known: set[tuple[str, int, int]] = set()
+        """(event, step, stage) of what stands in ledger and metrics already; on rank 0."""
+        self.problem: UserError | None = None
+        """What could not be written to ledger or metrics, on rank 0: it ends the run where all ranks meet."""
         self.flops = [stage_flops(run, stage) for stage in run.stages]
         self.dropout = [stage.model.dropout > 0 or stage.model.attention_dropout > 0 for stage in run.stages]
         self.progress.weigh([float(flops) for flops in self.flops])
-        self.board = _Board(folder.path / "tensorboard" if run.log.tensorboard and self.rank == 0 else None)
+        self.board = Board(folder.path / "tensorboard" if run.log.tensorboard and self.rank == 0 else None)
 
     def train(self, resume: bool) -> int:
         """Run to the end of the schedule. Returns FINISHED, or STOPPED when a signal asked for it and all is saved."""
         try:
-            self._start(resume)
-            code = self._stages()
+            code = self._stages() if self._start(resume) else STOPPED
             # A rank that leaves first has the launcher terminate the others: all must be done by then.
             distributed.barrier()
             return code
         finally:
             self.progress.close()
             self.board.close()
+            self.lock.release()
+
+    def _asked(self) -> bool:
+        return bool(self.stop) or self.problem is not None
 
     def _stages(self) -> int:
         engine: ZeroEngine | None = None
-        while self.position.step < self.run.total_steps:
-            index, _ = self.run.stage_at(self.position.step)
+        while (index := self._next_stage()) is not None:
             if engine is not None:
                 engine.close()
-            engine = self._enter(index)
+            try:
+                engine = self._enter(index)
+            except Stopped:
+                distributed.settle(self.problem)
+                self.progress.say(f"stopped before stage {index} was entered; {self.folder.path} is as it was, the "
+                                  "same command goes on")  # fmt: skip
+                return STOPPED
             if self._stage(engine, index):
                 self.progress.say(f"stopped after step {self.position.step} of {self.run.total_steps}, saved in "
                                   f"{self.folder.path}; the same command goes on")  # fmt: skip
@@ -140,24 +162,58 @@ class Trainer:
             engine.close()
         return FINISHED
 
-    def _start(self, resume: bool) -> None:
-        """Claim the folder and find the position to go on from."""
-        with self.coordinator.agreed() as outcome:
+    def _next_stage(self) -> int | None:
+        if self.unended is not None:
+            return self.unended
+        return self.run.stage_at(self.position.step)[0] if self.position.step < self.run.total_steps else None
+
+    def _start(self, resume: bool) -> bool:
+        """Claim the folder and find the position to go on from. False if a stop ended the wait for its last user."""
+        with agreed(self.folder.path) as outcome:
             if self.rank == 0:
-                self.folder.claim(self.run, self.text.digest, fresh=not resume)
-                source = self.coordinator.resume()
-                if source is not None and source.facts.get("run") != self.run.digest():
-                    raise UserError(f"{source.path}: was written by another configuration; give another --run-dir")
-                facts: dict[str, Any] = source.facts if source else {"step": 0, "stage": -1, "seconds": 0.0}
-                self.folder.trim(facts["step"], facts["stage"])
-                outcome["position"] = [facts["step"], facts["seconds"]]
-        self.position = Position(*outcome["position"])
+                self._claim(resume, outcome)
+        if "waited" in outcome:
+            self.progress.say(outcome["waited"])
+            return False
+        self.position, self.unended = Position(*outcome["position"]), outcome["unended"]
+        self.known = {(event, step, stage) for event, step, stage in outcome["known"]}
         if self.position.step == 0:
             self._ledger("start", 0, **self._surroundings())
-        elif self.position.step < self.run.total_steps:
+        elif self._next_stage() is not None:
             self.progress.say(f"going on from step {self.position.step} of {self.run.total_steps}")
         else:
             self.progress.say(f"{self.folder.path}: all {self.run.total_steps} steps are done")
+        return True
+
+    def _claim(self, resume: bool, outcome: dict[str, Any]) -> None:
+        """On rank 0: nobody else writes here from now on, and nothing unfinished lies here. Raises UserError."""
+        self.folder.make(self.run, self.text.digest, fresh=not resume)
+        try:
+            self.lock.acquire()
+        except WaitStopped as stopped:
+            outcome["waited"] = str(stopped)
+            return
+        self.folder.claim(self.run, self.text.digest, fresh=not resume)
+        remove_stale(self.folder.path)
+        self.folder.recover()
+        source = self.coordinator.resume()
+        if source is not None and source.facts.get("run") != self.run.digest():
+            raise UserError(f"{source.path}: was written by another configuration; give another --run-dir")
+        facts: dict[str, Any] = source.facts if source else {"step": 0, "stage": -1, "seconds": 0.0}
+        step, stage = facts["step"], facts["stage"]
+        unended = step > 0 and self.run.stage_at(step)[0] != stage and "probe" not in facts
+        self.folder.trim(step, stage, unended)
+        outcome["unended"] = stage if unended else None
+        outcome["position"] = [step, facts["seconds"]]
+        outcome["known"] = self._on_record()
+
+    def _on_record(self) -> list[tuple[str, int, int]]:
+        """What stands in the ledger, and which measurements stand in the metrics."""
+        found = [(line["event"], line["step"], line["stage"]) for line in self.folder.records(self.folder.ledger)]
+        for line in self.folder.records(self.folder.metrics):
+            if "valid_loss" in line:
+                found.append(("valid", line["step"], line["stage"]))
+        return found
 
     def _surroundings(self) -> dict[str, Any]:
         from importlib.metadata import version
@@ -178,54 +234,92 @@ class Trainer:
         stage = self.run.stages[index]
         if growth is not None:
             self.progress.say(growth_line(growth))
-        known = {(line["event"], line["stage"]) for line in self.folder.records(self.folder.ledger)}
-        if ("stage", index) not in known:
+        if not any(event == "stage" and number == index for event, _, number in self.known):
             facts = {"length": stage.length, "batch": stage.batch.global_, "steps": stage.total_steps}
             model = stage.model.model_dump(mode="json")
             self._ledger("stage", index, model=model, parameters=cost.parameters(stage.model), **facts)
         return engine
 
     def _stage(self, engine: ZeroEngine, index: int) -> bool:
-        """Train to the end of the stage; it is saved then. Returns True if a stop was agreed and saved before."""
-        first, (_, done) = self.position.step, self.run.stage_at(self.position.step)
-        steps = range(first, first + self.run.stages[index].total_steps - done)
+        """Train to the end of the stage, and save. Returns True if a stop was agreed on before, and all is saved.
+
+        A stop leaves measurements undone: the run that goes on makes up for them.
+        """
+        first = sum(stage.total_steps for stage in self.run.stages[:index])
+        steps = range(self.position.step, first + self.run.stages[index].total_steps)
+        try:
+            stop = self._steps(engine, index, steps)
+            if not stop:
+                self._end(engine, index)
+        except Stopped:
+            stop = True
+        if stop:
+            self._save(engine, index)
+        self.coordinator.saver.finish()
+        return stop
+
+    def _save(self, engine: ZeroEngine, index: int, ended: bool = False) -> None:
+        """A checkpoint, unless the lines that belong before it could not be written: UserError on all ranks then."""
+        distributed.settle(self.problem)
+        self.coordinator.save(engine, self.position, index, ended=ended)
+
+    def _steps(self, engine: ZeroEngine, index: int, steps: range) -> bool:
+        """Optimizer steps, each followed by what is due. Returns True if a rank was asked to stop."""
+        if steps:
+            self._measure(engine, index)  # what a stop has left undone at this very step
         for micro_batches in self.text.batches(self.run, steps, self.rank, self.ranks):
-            started = time.monotonic()
-            if not self.run.stages[index].model.nsp:
-                micro_batches = [batch.without_nsp() for batch in micro_batches]
-            on_device = [batch.to(engine.device) for batch in micro_batches]
-            rate = learning_rate(self.run, self.position.step)
-            if self.dropout[index]:
-                torch.manual_seed(hash((self.run.seed, self.position.step, self.rank)) & (2**63 - 1))
-            progress = self.coordinator.ramp_to(self.position.step)
-            result = engine.step(on_device, rate, bool(self.stop))
-            elapsed = time.monotonic() - started
-            self.position = Position(self.position.step + 1, self.position.seconds + elapsed)
-            self.coordinator.ramp_to(self.position.step)  # what is measured from here on belongs to this step
-            self._record(index, result, rate, elapsed, progress)
-            step, (_, done) = self.position.step, self.run.stage_at(self.position.step)
-            if index > 0 and done == LAG_STEPS:
-                self._lag(engine, index)
-            if done and self.run.evaluation.every and step % self.run.evaluation.every == 0:
-                self._validate(engine, index)
-            if done and (result.stop or step % self.run.checkpoint.every == 0):
-                self.coordinator.save(engine, self.position, index)
-            if result.stop and done:
+            faults.point("step")
+            if self._step(engine, index, micro_batches):
                 return True
+            self.coordinator.saver.poll()
+            if self.position.step < steps.stop:
+                self._measure(engine, index)
+                if self.position.step % self.run.checkpoint.every == 0:
+                    self._save(engine, index)
+        return False
+
+    def _step(self, engine: ZeroEngine, index: int, micro_batches: list[Batch]) -> bool:
+        """One optimizer step; whether any rank was asked to stop."""
+        started = time.monotonic()
+        if not self.run.stages[index].model.nsp:
+            micro_batches = [batch.without_nsp() for batch in micro_batches]
+        on_device = [batch.to(engine.device) for batch in micro_batches]
+        rate = learning_rate(self.run, self.position.step)
+        if self.dropout[index]:
+            torch.manual_seed(hash((self.run.seed, self.position.step, self.rank)) & (2**63 - 1))
+        progress = self.coordinator.ramp_to(self.position.step)
+        result = engine.step(on_device, rate, self._asked())
+        elapsed = time.monotonic() - started
+        self.position = Position(self.position.step + 1, self.position.seconds + elapsed)
+        self.coordinator.ramp_to(self.position.step)  # what is measured from here on belongs to this step
+        self._record(index, result, rate, elapsed, progress)
+        return result.stop
+
+    def _measure(self, engine: ZeroEngine, index: int) -> None:
+        """What is due after this many steps, unless it stands in the files already. Raises Stopped."""
+        step, (_, done) = self.position.step, self.run.stage_at(self.position.step)
+        if index > 0 and done == LAG_STEPS and ("lag", step, index) not in self.known:
+            self._lag(engine, index)
+        every = self.run.evaluation.every
+        if done and every and step % every == 0 and ("valid", step, index) not in self.known:
+            self._validate(engine, index)
+
+    def _end(self, engine: ZeroEngine, index: int) -> None:
+        """The last measurements of a stage, and its checkpoint. Raises Stopped."""
         measured = self._validate(engine, index)
         if self.position.step == self.run.total_steps:
             self._ledger("finish", index, **measured)
-        self.coordinator.save(engine, self.position, index)
-        return result.stop and self.position.step < self.run.total_steps
+        self._save(engine, index, ended=True)
+        self.unended = None
 
     def _totals(self) -> dict[str, float]:
         """Cumulative tokens, useful FLOPs and training seconds."""
-        tokens, flops, left = 0, 0, self.position.step
+        flops, left = 0, self.position.step
         for stage, step_flops in zip(self.run.stages, self.flops, strict=True):
             done = min(left, stage.total_steps)
-            tokens += done * stage.batch.global_ * stage.length
             flops += done * step_flops
             left -= done
+        tokens = self.run.tokens_at(self.position.step)
         return {"tokens": tokens, "flops": flops, "seconds": round(self.position.seconds, 3)}
 
     def _record(self, index: int, result: StepResult, rate: float, elapsed: float, progress: float | None) -> None:
@@ -238,9 +332,7 @@ class Trainer:
             record["ramp"] = progress
         if result.skipped:
             record["skipped"] = True
-        if self.rank == 0:
-            self.folder.append(self.folder.metrics, record)
-            self.board.add("train", record)
+        self._note(self.folder.metrics, record, board="train")
         self.progress.step(self.position.step, result.loss, tokens, elapsed)
 
     def _validate(self, engine: ZeroEngine, index: int) -> dict[str, float]:
@@ -254,14 +346,11 @@ class Trainer:
             "valid_accuracy": measured["accuracy"],
             **self._totals(),
         }
-        if self.rank == 0:
-            record = {"step": self.position.step, "stage": index, **record}
-            self.folder.append(self.folder.metrics, record)
-            self.board.add("valid", record)
+        self._note(self.folder.metrics, {"step": self.position.step, "stage": index, **record}, board="valid")
         self.progress.say(
             f"step {self.position.step}: validation loss {measured['loss']:.4f}, accuracy {measured['accuracy']:.2%}"
         )
-        return {key: value for key, value in record.items() if key not in ("step", "stage")}
+        return record
 
     def _lag(self, engine: ZeroEngine, index: int) -> None:
         """The probe a little after a growth."""
@@ -269,29 +358,16 @@ class Trainer:
         self._ledger("lag", index, after_steps=LAG_STEPS, loss=measured["loss"], accuracy=measured["accuracy"])
 
     def _ledger(self, event: str, index: int, **facts: Any) -> None:
-        if self.rank == 0:
-            record = {"event": event, "step": self.position.step, "stage": index, **facts}
-            self.folder.append(self.folder.ledger, record, durable=True)
+        record = {"event": event, "step": self.position.step, "stage": index, **facts}
+        self._note(self.folder.ledger, record, durable=True)
 
-
-class _Board:
-    """TensorBoard, if a folder is given; numbers of a record become scalars of the same name."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self.writer: Any = None
-
-    def add(self, group: str, record: dict[str, Any]) -> None:
-        if self.folder is None:
+    def _note(self, path: Path, record: dict[str, Any], durable: bool = False, board: str = "") -> None:
+        """On rank 0: a line into ledger or metrics, and onto the `board`. Raises nothing: see `problem`."""
+        if self.rank > 0:
             return
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(self.folder))
-        for key, value in record.items():
-            if key not in ("step", "stage") and isinstance(value, (int, float)):
-                self.writer.add_scalar(f"{group}/{key}", value, record["step"])
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        try:
+            self.folder.append(path, record, durable)
+            if board:
+                self.board.add(board, record)
+        except UserError as error:
+            self.problem = self.problem or error

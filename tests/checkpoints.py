@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,9 +37,10 @@ def write_random(
     seed: int = 0,
     tokenizer: Path | None = None,
     poison: str = "",
+    facts: dict[str, Any] | None = None,
 ) -> Checkpoint:
-    """A whole checkpoint on disk; the weight of parameter `poison` has a NaN."""
-    facts = {"step": 7, "stage": 0, "seconds": 1.5}
+    """A whole checkpoint on disk; the weight of parameter `poison` has a NaN. `facts` are added to its own."""
+    facts = {"step": 7, "stage": 0, "seconds": 1.5, **(facts or {})}
     with CheckpointWriter(path, model, moments=moments, facts=facts, tokenizer=tokenizer) as writer:
         for name, state in random_states(model, seed, moments).items():
             if name == poison:

@@ -223,11 +223,11 @@ def test_export_of_a_shape_that_transformers_cannot_hold(refused):
 
 
 def test_a_flipped_byte_in_a_checkpoint_names_the_file(refused):
-    path = Path("ckpt/weights.safetensors")
+    path = Path("ckpt/rank-00000.safetensors")
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)
-    assert "ckpt/weights.safetensors: damaged" in refused("export", "ckpt", "--out", "out")
+    assert "ckpt/rank-00000.safetensors: damaged" in refused("export", "ckpt", "--out", "out")
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "corrupted"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from growth_ds.checkpoint import CheckpointWriter, open_verified
+from growth_ds.checkpoint import KINDS, CheckpointWriter, open_verified
 from growth_ds.errors import UserError
 from tests.checkpoints import TINY, random_states, write_random
 
@@ -28,15 +28,16 @@ def test_round_trip_bit_for_bit(tmp_path):
 
 def test_files_are_plain_safetensors(tmp_path):
     write_random(tmp_path / "c")
-    weights = load_file(tmp_path / "c" / "weights.safetensors")
+    tensors = load_file(tmp_path / "c" / "rank-00000.safetensors")
     states = random_states(TINY)
-    assert set(weights) == set(states)
-    assert all(torch.equal(weights[name], states[name].weight) for name in states)
+    assert set(tensors) == {f"{kind}/{name}" for name in states for kind in KINDS}
+    for name, state in states.items():
+        assert all(torch.equal(tensors[f"{kind}/{name}"], getattr(state, kind).reshape(-1)) for kind in KINDS)
 
 
 def test_without_moments(tmp_path):
     checkpoint = write_random(tmp_path / "c", moments=False)
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["manifest.json", "weights.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["manifest.json", "rank-00000.safetensors"]
     state = checkpoint.read("head.bias")
     assert state.exp_avg is None
     assert state.step == 0
@@ -59,24 +60,23 @@ def test_every_flipped_byte_is_found_and_the_file_named(tmp_path):
 
 def test_truncated_and_missing_files_are_named(tmp_path):
     write_random(tmp_path / "c")
-    path = tmp_path / "c" / "exp_avg.safetensors"
+    path = tmp_path / "c" / "rank-00000.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(UserError, match=r"exp_avg\.safetensors: truncated"):
+    with pytest.raises(UserError, match=r"rank-00000\.safetensors: truncated"):
         open_verified(tmp_path / "c")
     path.unlink()
-    with pytest.raises(UserError, match=r"exp_avg\.safetensors: missing"):
+    with pytest.raises(UserError, match=r"rank-00000\.safetensors: missing"):
         open_verified(tmp_path / "c")
 
 
 def test_a_manifest_cannot_name_files_outside(tmp_path):
-    from growth_ds import checkpoint as module
+    from growth_ds.checkpoint.manifest import text_of
 
     write_random(tmp_path / "c")
     path = tmp_path / "c" / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["files"]["../../etc/passwd"] = {"bytes": 1, "sha256": "0"}
-    manifest["sha256"] = module._self_digest(manifest)
-    path.write_text(json.dumps(manifest))
+    manifest["files"]["../../etc/passwd"] = {"bytes": 1, "header": 1, "sha256": "0"}
+    path.write_text(text_of(manifest))
     with pytest.raises(UserError, match="outside the checkpoint"):
         open_verified(tmp_path / "c")
 

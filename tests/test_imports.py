@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "growth_ds"
-BY_ALL = {"errors", "axes", "files", "growth_ds"}
+BY_ALL = {"errors", "axes", "files", "faults", "growth_ds"}
 BASE = {"config", "config_file"}
 PARTS = BASE | {"growth", "model", "engine", "optim", "ops"}
 
@@ -22,6 +22,9 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "axes": set(),
     "files": set(),
+    "faults": set(),
+    "lock": set(),
+    "board": set(),
     "config": set(),
     "config_file": {"config"},
     "progress": BASE,
@@ -35,8 +38,11 @@ ROOMS: dict[str, set[str]] = {
     "policy": BASE | {"progress"},
     "checkpoint": PARTS,
     "run_folder": BASE | {"checkpoint"},
+    "inspection": PARTS | {"checkpoint"},
     "during": BASE | {"growth", "model"},
-    "coordinator": PARTS | {"checkpoint", "during", "run_folder"},
+    "saving": PARTS | {"checkpoint", "run_folder"},
+    "reshard": PARTS | {"checkpoint"},
+    "coordinator": PARTS | {"checkpoint", "during", "reshard", "run_folder", "saving"},
     "evaluate": PARTS | {"data"},
     "interop": PARTS | {"checkpoint", "data"},
     "report": BASE | {"model", "checkpoint", "run_folder"},

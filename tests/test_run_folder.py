@@ -68,7 +68,7 @@ def test_newest_is_what_latest_names(folder):
 def test_a_damaged_one_is_named_and_the_one_before_it_taken(folder):
     folder.claim(small_run(), "digest")
     checkpoints(folder, (10, 0), (20, 0), (20, 1))
-    path = folder.checkpoint_path(20, 1) / "exp_avg_sq.safetensors"
+    path = folder.checkpoint_path(20, 1) / "rank-00000.safetensors"
     damaged = bytearray(path.read_bytes())
     damaged[-3] ^= 4
     path.write_bytes(damaged)
@@ -101,8 +101,49 @@ def test_trim_forgets_what_came_after(folder):
     folder.append(folder.ledger, {"event": "growth", "step": 3, "stage": 1})
     with folder.metrics.open("a") as file:
         file.write('{"step": 6, "sta')
-    (folder.checkpoints / ".step-00000009-stage-0.tmp").mkdir()
+    checkpoints(folder, (3, 0), (3, 1), (5, 0))
     folder.trim(3, 0)
     assert [record["step"] for record in folder.records(folder.metrics)] == [1, 2, 3]
     assert folder.records(folder.ledger) == []
-    assert list(folder.checkpoints.iterdir()) == []
+    assert [path.name for path in folder._newest_first()] == ["step-00000003-stage-0"]
+
+
+def test_measurements_of_an_unended_stage_are_forgotten(folder):
+    folder.claim(small_run(), "digest")
+    folder.append(folder.metrics, {"step": 3, "stage": 0, "loss": 1.0})
+    folder.append(folder.metrics, {"step": 3, "stage": 0, "valid_loss": 1.0})
+    folder.append(folder.ledger, {"event": "finish", "step": 3, "stage": 0})
+    folder.trim(3, 0)
+    assert len(folder.records(folder.metrics)) == 2
+    folder.trim(3, 0, unended=True)
+    assert folder.records(folder.metrics) == [{"step": 3, "stage": 0, "loss": 1.0}]
+    assert folder.records(folder.ledger) == []
+
+
+def test_recover_puts_back_and_cleans_up(folder):
+    folder.claim(small_run(), "digest")
+    checkpoints(folder, (3, 0), (4, 0))
+    folder.checkpoint_path(3, 0).rename(folder.checkpoints / ".step-00000003-stage-0.old")
+    for name in (".step-00000009-stage-0.1234abcd.tmp", ".step-00000001-stage-0.gone", ".step-00000004-stage-0.old"):
+        (folder.checkpoints / name).mkdir()
+    (folder.checkpoints / ".latest.77.tmp").write_text("half")
+    folder.recover()
+    names = {"latest", "step-00000003-stage-0", "step-00000004-stage-0"}
+    assert {path.name for path in folder.checkpoints.iterdir()} == names
+    assert folder.newest().path.name == "step-00000004-stage-0"
+
+
+def test_order_is_that_of_the_numbers(folder):
+    folder.claim(small_run(), "digest")
+    checkpoints(folder, (99999999, 9), (99999999, 10), (100000000, 2))
+    names = [path.name for path in folder._newest_first()]
+    assert names == ["step-100000000-stage-2", "step-99999999-stage-10", "step-99999999-stage-9"]
+
+
+def test_what_is_to_be_kept_stays(folder):
+    folder.claim(small_run(), "digest")
+    for step in (10, 20, 30, 40):
+        path = folder.checkpoint_path(step, 0)
+        write_random(path, facts={"keep": ["before growth"]} if step == 10 else {})
+        folder.publish(path, keep=2)
+    assert [path.name[5:13] for path in folder._newest_first()] == ["00000040", "00000030", "00000010"]

@@ -78,6 +78,9 @@ class Engine(Frozen):
     """Raw DeepSpeed JSON (a mapping or a file) for everything that has no key here."""
     timeout_s: float = Field(default=1800.0, gt=0.0)
     """How long a collective may wait for the other ranks."""
+    coordinator: Literal["auto", "rank0", "sharded"] = "auto"
+    """How state gets into a new engine: through rank 0, or each rank computes its own slice; the same bits. `auto`:
+    sharded where nothing grows, and where rank 0 has not the memory."""
 
     @field_validator("zero", mode="before")
     @classmethod
@@ -175,6 +178,13 @@ class Checkpoint(Frozen):
     """Steps between two checkpoints; one is always written before and after a growth and at the end."""
     keep: int = Field(default=2, gt=0)
     """Newest checkpoints that stay on disk."""
+    keep_every_tokens: int | None = Field(default=None, gt=0)
+    """Besides, the first checkpoint past each multiple of so many tokens stays for ever."""
+    keep_before_growth: bool = False
+    """Besides, the last checkpoint of every stage stays for ever."""
+    background: bool = False
+    """Write while training goes on, from a copy of the state in memory; published when all ranks have written."""
+    _whole = field_validator("keep_every_tokens", mode="before")(whole)
 
 
 class Log(Frozen):
@@ -244,6 +254,15 @@ class Run(Frozen):
     def total_steps(self) -> int:
         """Optimizer steps of all stages."""
         return sum(stage.total_steps for stage in self.stages)
+
+    def tokens_at(self, step: int) -> int:
+        """Tokens, special ones included, that the first `step` optimizer steps read."""
+        tokens = 0
+        for stage in self.stages:
+            done = min(step, stage.total_steps)
+            tokens += done * stage.batch.global_ * stage.length
+            step -= done
+        return tokens
 
     def stage_at(self, step: int) -> tuple[int, int]:
         """(stage index, steps done in it) when `step` optimizer steps are done; (len(stages), 0) at the end."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import importlib
 import importlib.metadata
 import os
@@ -29,13 +30,19 @@ OP = "deepspeed_shm_comm"
 
 
 def extensions_dir() -> Path:
-    """Where torch builds extensions for us: TORCH_EXTENSIONS_DIR if set, else a cache folder per set of versions."""
+    """Where torch builds extensions for us: TORCH_EXTENSIONS_DIR if set, else a cache folder per environment.
+
+    The compiler's command names the folder of the torch that is used: two environments of the same versions in one
+    cache would build in turns, each finding what the other built out of date.
+    """
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
     if chosen:
         return Path(chosen)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     torch_version, ds_version = (importlib.metadata.version(name) for name in ("torch", "deepspeed"))
-    return cache / "growth_ds" / "torch_extensions" / f"{torch_version}-{ds_version}-{sys.implementation.cache_tag}"
+    place = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+    name = f"{torch_version}-{ds_version}-{sys.implementation.cache_tag}-{place}"
+    return cache / "growth_ds" / "torch_extensions" / name
 
 
 @contextlib.contextmanager

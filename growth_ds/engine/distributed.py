@@ -240,26 +240,56 @@ def agree(flag: bool) -> bool:
     return bool(reduce_integers([int(bool(flag))], "max")[0])
 
 
-def broadcast_object(obj: Any) -> Any:
-    """Rank 0's `obj` on every rank. JSON values only, so that nothing received can run code.
+def settle(problem: Exception | None, stop: bool = False) -> bool:
+    """What goes wrong on one rank is raised on all: a UserError as the same, anything else as a RankError elsewhere.
 
-    Raises TypeError on every rank when rank 0's object is not JSON-serialisable.
+    Call it wherever ranks have worked by themselves and are about to wait for each other. Returns whether any rank
+    gave `stop`. Collective; one small exchange when all is well.
+    """
+    ranks, own = world_size(), rank()
+    first, stopped = reduce_integers([ranks - own if problem is not None else 0, stop], "max")
+    if not first:
+        return bool(stopped)
+    src = ranks - first
+    words = broadcast_object([isinstance(problem, UserError), f"{problem}"], src)
+    if problem is not None:
+        raise problem
+    raise UserError(words[1]) if words[0] else RankError(f"rank {src} failed: {words[1]}")
+
+
+def gather_objects(obj: Any) -> list[Any] | None:
+    """Every rank's `obj` (JSON values) in a list on rank 0, None elsewhere. Collective."""
+    data = json.dumps(obj).encode()
+    if world_size() == 1:
+        return [json.loads(data)]
+    longest = reduce_integers([len(data)], "max")[0]
+    buffer = torch.full((longest,), ord(" "), dtype=torch.uint8, device=device())
+    buffer[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    gathered = [torch.empty_like(buffer) for _ in range(world_size())] if rank() == 0 else None
+    dist.gather(buffer, gathered, dst=0)
+    return None if gathered is None else [json.loads(bytes(each.cpu().numpy())) for each in gathered]
+
+
+def broadcast_object(obj: Any, src: int = 0) -> Any:
+    """Rank `src`'s `obj` on every rank. JSON values only, so that nothing received can run code.
+
+    Raises TypeError on every rank when that object is not JSON-serialisable.
     """
     if world_size() == 1:
         return json.loads(json.dumps(obj))
     data, failure = b"", None
-    if rank() == 0:
+    if rank() == src:
         try:
             data = json.dumps(obj).encode()
         except (TypeError, ValueError) as error:
             failure = error
     # Length first, -1 for a failure: the others must not wait for bytes that never come.
     size = torch.tensor([-1 if failure else len(data)], dtype=torch.int64, device=device())
-    dist.broadcast(size, src=0)
+    dist.broadcast(size, src=src)
     if int(size) < 0:
-        raise failure or TypeError("broadcast_object: rank 0 gave an object that is not JSON")
+        raise failure or TypeError(f"broadcast_object: rank {src} gave an object that is not JSON")
     buffer = torch.empty(int(size), dtype=torch.uint8, device=device())
-    if rank() == 0:
+    if rank() == src:
         buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    dist.broadcast(buffer, src=0)
-    return json.loads(bytes(buffer.tolist()))
+    dist.broadcast(buffer, src=src)
+    return json.loads(bytes(buffer.cpu().numpy()))

@@ -73,9 +73,17 @@ class Fragments:
         """The slice of the weight that the forward uses, shape (fragment.numel,), model dtype."""
         return param.detach().view(-1).narrow(0, fragment.start, fragment.numel)
 
-    def write_low_precision(self, param: nn.Parameter, full: Tensor) -> None:
-        """Set the weight used in the forward, on every rank, from the full fp32 tensor. No communication."""
-        param.data.copy_(full.view(param.shape))
+    def forward_range(self, param: nn.Parameter) -> tuple[int, int]:
+        """(begin, end): elements of the flattened weight that the forward finds on this rank. The fragment is in it."""
+        return 0, param.numel()
+
+    def write_low_precision(self, param: nn.Parameter, piece: Tensor) -> None:
+        """Set the weight used in the forward from `forward_range` of the fp32 tensor, flat. No communication."""
+        param.data.copy_(piece.view(param.shape))
+
+    def group_of(self, param: nn.Parameter) -> dict[str, Any]:
+        """The optimizer's parameter group that decides about `param`."""
+        raise NotImplementedError
 
     def state_of(self, master: Tensor) -> dict[str, Any]:
         """Adam's state for `master`, made of zeros when it is missing.
@@ -118,6 +126,11 @@ class PlainFragments(Fragments):
         for group in self.optimizer.param_groups:
             yield from group["params"]
 
+    def group_of(self, param: nn.Parameter) -> dict[str, Any]:
+        fragment = self.locate(param)
+        assert fragment is not None
+        return next(g for g in self.optimizer.param_groups if any(fragment.master is each for each in g["params"]))
+
 
 class CopyFragments(PlainFragments):
     """ZeRO-0 in 16 bits: FP16_UnfusedOptimizer keeps one fp32 copy per parameter."""
@@ -150,6 +163,9 @@ class FlatFragments(Fragments):
         low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
         return Fragment(low.start, low.numel, list(self.masters())[mapping.param_group_index], high.start)
 
+    def group_of(self, param: Any) -> dict[str, Any]:
+        return self.optimizer.param_groups[param._hp_mapping.param_group_index]
+
 
 class Stage3Fragments(Fragments):
     """ZeRO-3: rank r holds elements [r*p, (r+1)*p) of each parameter, p = ceil(numel / world), the tail is padding.
@@ -175,14 +191,26 @@ class Stage3Fragments(Fragments):
     def low_precision(self, param: Any, fragment: Fragment) -> Tensor:
         return param.ds_tensor.detach().view(-1).narrow(0, 0, fragment.numel)
 
-    def write_low_precision(self, param: Any, full: Tensor) -> None:
-        fragment = self.locate(param)
-        if fragment is not None:
-            piece = full.reshape(-1).narrow(0, fragment.start, fragment.numel)
-            self.low_precision(param, fragment).copy_(piece)
+    def forward_range(self, param: Any) -> tuple[int, int]:
         # Small ("persistent") parameters stay gathered between steps: that copy would go stale.
         if param.ds_status.name == "AVAILABLE":
-            param.data.copy_(full.view(tuple(param.ds_shape)))
+            return 0, int(param.ds_numel)
+        fragment = self.locate(param)
+        return (fragment.start, fragment.start + fragment.numel) if fragment else (0, 0)
+
+    def write_low_precision(self, param: Any, piece: Tensor) -> None:
+        begin, _ = self.forward_range(param)
+        fragment = self.locate(param)
+        if fragment is not None:
+            own = piece.reshape(-1).narrow(0, fragment.start - begin, fragment.numel)
+            self.low_precision(param, fragment).copy_(own)
+        if param.ds_status.name == "AVAILABLE":
+            param.data.copy_(piece.view(tuple(param.ds_shape)))
+
+    def group_of(self, param: Any) -> dict[str, Any]:
+        inner = self.ds_optimizer
+        sub_group = inner.grad_position[inner.get_param_id(param)][0]
+        return self.optimizer.param_groups[inner.sub_group_to_group_id[sub_group]]
 
 
 def multipliers(

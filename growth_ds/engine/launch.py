@@ -5,10 +5,12 @@ The launcher alone cannot be relied on (signals.py has the table): it orphans ra
 
 - adopts every orphan (PR_SET_CHILD_SUBREAPER), so that no rank can outlive it unseen;
 - forwards SIGTERM and SIGINT to the ranks only, which then save and leave by themselves, in their own time;
-- takes the outcome from small files in which the ranks report it (`report_exit`), not from the launcher's exit code;
+- kills all of them at the second request (signals.py says what is a second one);
+- takes the outcome from small files in which the ranks report it (reports.py), not from the launcher's exit code;
 - returns when every descendant is gone.
 
-Exit codes, of a rank and of `run_ranks`: 0 finished, 75 stopped and saved, 2 user error, anything else a crash.
+Exit codes, of a rank and of `run_ranks`: 0 finished, 75 stopped and saved, 2 user error, 128 + the second signal's
+number, anything else a crash.
 """
 
 from __future__ import annotations
@@ -16,13 +18,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -32,43 +32,16 @@ from typing import Any
 
 import psutil
 
-from growth_ds.engine import build_ops
+from growth_ds.engine import build_ops, signals
 from growth_ds.engine.distributed import free_port
+from growth_ds.engine.processes import OWNER_ENV, start_of
+from growth_ds.engine.reports import DONE, STATUS_ENV, STOPPED, make_folder, read_reports, remove_stale
 from growth_ds.errors import UserError
 
-DONE, USER_ERROR, STOPPED = 0, 2, 75
-STATUS_ENV = "GROWTH_DS_STATUS"
 _PR_SET_CHILD_SUBREAPER = 36
 # Looking at the process tree costs some 10 ms: seldom while nothing happens, often once something did.
 _IDLE_S, _BUSY_S = 1.0, 0.1
-
-
-def report_exit(code: int, **facts: Any) -> None:
-    """Leave word of how this rank ends, just before it exits; nothing without GROWTH_DS_STATUS (no `run_ranks` above).
-
-    Every rank calls it; rank 0's facts (JSON values) stand in the main file. Ranks should meet in a barrier first: the
-    launcher terminates the others within a second of the first exit that is not 0.
-    """
-    base = os.environ.get(STATUS_ENV)
-    if not base:
-        return
-    rank = int(os.environ.get("RANK", "0"))
-    path = Path(base) if rank == 0 else Path(f"{base}.{rank}")
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps({"code": code, "rank": rank, "pid": os.getpid(), **facts}))
-    draft.replace(path)
-
-
-def read_reports(base: Path, ranks: int) -> list[dict[str, Any] | None]:
-    """What each rank reported, None for a rank that did not."""
-    reports: list[dict[str, Any] | None] = []
-    for rank in range(ranks):
-        path = base if rank == 0 else Path(f"{base}.{rank}")
-        try:
-            reports.append(json.loads(path.read_text()))
-        except (OSError, ValueError):
-            reports.append(None)
-    return reports
+_KILL_S = 10.0  # the longest wait for killed processes: one may hang in the kernel, on a dead file server
 
 
 def launcher_command(argv: list[str], ranks: int, module: str) -> list[str]:
@@ -104,17 +77,14 @@ def run_ranks(
 
     0 only if the launcher and all ranks ended well, 75 if a rank reported a saved stop and none crashed. A stop is
     given `grace_s` (a checkpoint has to be written), a crash gives the other ranks `crash_grace_s`; then SIGKILL. A
-    second Ctrl-C kills at once. UserError when `ranks` cannot be.
+    second SIGTERM or SIGINT kills at once and returns 128 + its number. UserError when `ranks` cannot be.
     """
     if ranks < 1:
         raise UserError(f"ranks: {ranks} is not a number of processes; use 1 or more")
     command = launcher_command(argv, ranks, module)
-    try:
-        if run_dir is not None:
-            Path(run_dir).mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".ranks-", dir=run_dir))
-    except OSError as error:
-        raise UserError(f"{run_dir}: cannot be written ({error.strerror}); give another folder") from None
+    if run_dir is not None:
+        remove_stale(run_dir)
+    folder = make_folder(run_dir)
     try:
         with _subreaper(), _Watch(command, ranks, folder / "status", grace_s, crash_grace_s) as watch:
             return watch.run()
@@ -129,9 +99,8 @@ class _Watch:
         self.command, self.ranks, self.status = command, ranks, status
         self.grace_s, self.crash_grace_s = grace_s, crash_grace_s
         self.deadline = float("inf")
-        self.interrupts = 0
-        self.asked = 0  # stop requests received
-        self.wake = threading.Event()
+        self.asked: float | None = None  # when the first stop request came
+        self.second: tuple[int, float] | None = None  # the signal that was the second request, and when
         self.killed = False
         self.orphan_codes: dict[int, int] = {}
         self.seen_ranks: set[int] = set()
@@ -141,7 +110,7 @@ class _Watch:
 
     def __enter__(self) -> _Watch:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in signals.SIGNALS:
                 self._previous[number] = signal.signal(number, self._on_signal)
         self.before = {child.pid for child in psutil.Process().children()}
         # Its own session: a terminal's Ctrl-C reaches this process only, not the launcher that would answer it wrongly.
@@ -155,7 +124,7 @@ class _Watch:
             signal.signal(number, handler)
 
     def _environment(self) -> dict[str, str]:
-        env = {**os.environ, STATUS_ENV: str(self.status)}
+        env = {**os.environ, STATUS_ENV: str(self.status), OWNER_ENV: f"{os.getpid()} {start_of(os.getpid())}"}
         env["TORCH_EXTENSIONS_DIR"] = str(build_ops.extensions_dir())
         if not _has_gpu():
             env.setdefault("DS_ACCELERATOR", "cpu")
@@ -166,30 +135,39 @@ class _Watch:
         return env
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.asked += 1
-        self.interrupts += number == signal.SIGINT
-        self.wake.set()
+        # No lock and no Event here: the main thread may be inside one of its own when the handler runs.
+        if self.asked is None:
+            self.asked = time.monotonic()
+        elif time.monotonic() - self.asked > signals.ECHO_S and self.second is None:
+            self.second = number, time.monotonic()
 
     def run(self) -> int:
         """Wait for the end of everything."""
         while True:
             code = self.runner.poll()
             family = self._family()
+            if self.second is not None and (not family or time.monotonic() > self.second[1] + _KILL_S):
+                return 128 + self.second[0]
             if code is not None and not family:
                 return self._verdict(code)
             self._attend(code, family)
-            busy = self.asked or code is not None or self.deadline < float("inf")
-            self.wake.wait(_BUSY_S if busy else _IDLE_S)
-            self.wake.clear()
+            self._pause(busy=code is not None or self.deadline < float("inf"))
+
+    def _pause(self, busy: bool) -> None:
+        """Wait a little, less when a stop request comes: Python sleeps on after a signal's handler."""
+        end = time.monotonic() + (_BUSY_S if busy or self.asked is not None else _IDLE_S)
+        while time.monotonic() < end and (busy or self.asked is None):
+            time.sleep(_BUSY_S / 2)
 
     def _attend(self, code: int | None, family: list[psutil.Process]) -> None:
         """Pass on stop requests, notice lost launchers and crashed ranks, kill what outlives its grace."""
+        if self.second is not None:
+            self._kill(family)
+            return
         ranks = [process for process in family if not _is_launcher(process)]
         direct = [process for process in ranks if _parent_is(process, family, os.getpid())]
         self._note_ranks(direct)
-        if self.interrupts > 1:
-            self._kill(family)
-        if self.asked or code is not None:
+        if self.asked is not None or code is not None:
             self._stop([process for process in direct if process.pid not in self.told])
         if self._crashed(direct):
             self.deadline = min(self.deadline, time.monotonic() + self.crash_grace_s)

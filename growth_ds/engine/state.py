@@ -8,6 +8,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+"""What a parameter's state is made of, besides the step count."""
+
+
+@dataclass(frozen=True)
+class StateSlice:
+    """Elements [begin, begin + n) of one flattened parameter: 1-D fp32 tensors of n elements (0: no part of it)."""
+
+    begin: int
+    weight: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: int
+
 
 @dataclass(frozen=True)
 class TensorState:

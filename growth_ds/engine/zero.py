@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from growth_ds import faults
 from growth_ds.engine import distributed, ds_config, scrub
 from growth_ds.engine.distributed import RankError
 from growth_ds.engine.fragments import UpdateScale, for_engine, multipliers
 from growth_ds.engine.scrub import live_engines
 from growth_ds.engine.state import TensorState
 from growth_ds.engine.zero_state import ZeroStore
-from growth_ds.errors import UserError
+from growth_ds.errors import Stopped, UserError
 from growth_ds.optim.adamw import AdamW
 
 __all__ = ["StepResult", "ZeroEngine", "live_engines"]
@@ -83,6 +84,8 @@ class ZeroEngine:
         filled_later: bool = False,
         update_scale: UpdateScale | None = None,
     ) -> None:
+        self.interrupted: Callable[[], bool] = lambda: False
+        """Asked on each rank between the batches of `evaluate`."""
         self._precision = ds_config.resolve_precision(precision)
         self._accumulation = accumulation
         self._clip = clip
@@ -239,7 +242,8 @@ class ZeroEngine:
     def evaluate(self, batches: Iterable[Any]) -> tuple[dict[str, float], dict[str, int]]:
         """Sums of everything the module returns and of the counts, over all batches of all ranks, in eval mode.
 
-        Collective: every rank gives the same number of batches (ZeRO-3 gathers weights in each forward).
+        Collective: every rank gives the same number of batches (ZeRO-3 gathers weights in each forward). Raises
+        Stopped on all ranks, between two batches, when `interrupted` says so on any.
         """
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
@@ -247,6 +251,9 @@ class ZeroEngine:
         self._ds.eval()
         try:
             for batch in batches:
+                faults.point("validation")
+                if distributed.agree(self.interrupted()):
+                    raise Stopped
                 for key, value in self._ds(batch).items():
                     sums[key] = sums.get(key, 0) + value.detach().double()
                 for key, count in batch.counts().items():

@@ -223,5 +223,5 @@ def _initial(
         for counter, part in zip(torch.arange(begin, end).split(DRAW), result.split(DRAW), strict=True):
             part.copy_(draw.normal(stream, counter) * context.std + context.one)
     elif kind == "exp_avg_sq" and context.fresh_moments != "reset":
-        result += source.tensor(kind, like).mean()
+        result += source.tensor(kind, like).mean(dtype=torch.float64).to(result.dtype)
     return result

@@ -49,3 +49,19 @@ def bytes_per_rank(model: Model, zero: int, ranks: int, low_precision: bool) -> 
     master = (4 if low_precision or zero > 0 else 0) * (count if zero == 0 else share)
     moments = 8 * (count if zero == 0 else share)
     return copy + gradients + master + moments
+
+
+def growth_peak(old: Model, new: Model, zero: int, ranks: int, low_precision: bool, mode: str) -> int:
+    """Bytes that entering a stage needs at most on the rank that needs most: the new engine, which holds no gradients
+    yet, and what moves at a time.
+
+    `rank0`: one grown parameter with both moments there and on its way, and the old tensor it is made of. `sharded`:
+    one old tensor and this rank's part of the grown one.
+    """
+    before = 4 * max(prod(shape) for shape in parameter_shapes(old).values())
+    after = 4 * max(prod(shape) for shape in parameter_shapes(new).values())
+    count = parameters(new)
+    share = -(-count // ranks)
+    gradients = 4 * (count if zero < 2 else share)
+    engine = bytes_per_rank(new, zero, ranks, low_precision) - gradients
+    return engine + before + (4 * after if mode == "rank0" else after if zero < 3 else -(-after // ranks))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import growth_ds.coordinator as coordinator_module
+from growth_ds import reshard
 from growth_ds.checkpoint import Checkpoint
 from growth_ds.config import Run
 from growth_ds.data.text import Text
@@ -19,6 +20,7 @@ from growth_ds.engine import distributed
 from growth_ds.engine.distributed import RankError
 from growth_ds.engine.scrub import live_engines
 from growth_ds.engine.signals import StopFlag
+from growth_ds.engine.zero_state import ZeroStore
 from growth_ds.errors import GrowthFailed, UserError
 from growth_ds.run_folder import RunFolder
 from growth_ds.trainer import FINISHED, STOPPED, Trainer, with_vocabulary
@@ -171,7 +173,7 @@ def case_reset_moments_differ() -> None:
     assert set(final("reset").steps.values()) == {5}
 
 
-def _wider(name: str, precision: str, zero: int) -> dict[str, Any]:
+def _wider(name: str, precision: str, zero: int, **engine: Any) -> dict[str, Any]:
     grown = {"hidden": 60, "heads": 6, "ffn": 100, "positions": 40}
     stages = [
         {"model": SMALL, "length": 16, "batch": {"global": 8, "micro": 4}, "steps": 10},
@@ -183,7 +185,8 @@ def _wider(name: str, precision: str, zero: int) -> dict[str, Any]:
             "grow": {"require_exact": True},
         },
     ]
-    assert train(small_run(stages=stages, engine={"precision": precision, "zero": zero}), name) == FINISHED
+    options = {"precision": precision, "zero": zero, **engine}
+    assert train(small_run(stages=stages, engine=options), name) == FINISHED
     (growth,) = ledger(name, "growth")
     assert growth["exact"]
     return growth
@@ -201,43 +204,95 @@ def case_exact_growth_in_bf16_is_within_tolerance() -> None:
     assert abs(growth["loss_after"] - growth["loss_before"]) < coordinator_module.TOLERANCE["bf16"]
 
 
-def case_a_growth_that_is_not_what_the_plan_says_stops_the_run() -> None:
-    right = coordinator_module.grow_state
+def _grows_by(wrong: Any, name: str, error: Any, message: str, mode: str = "rank0") -> None:
+    """A growth in which `reshard.grown_tensor` or `grown_range` is `wrong(right, plan, name, kind, tensor)`."""
+    function = "grown_tensor" if mode == "rank0" else "grown_range"
+    right = getattr(reshard, function)
 
-    def wrong(plan: Any, name: str, read: Any) -> Any:
-        state = right(plan, name, read)
-        if name == "layers.1.up.weight" and not plan.is_identity:
-            state.weight.mul_(3.0)
-        return state
+    def replaced(plan: Any, name: str, kind: str, *rest: Any) -> Any:
+        tensor = right(plan, name, kind, *rest)
+        return tensor if plan.is_identity else wrong(name, kind, tensor.clone())
 
-    coordinator_module.grow_state = wrong
+    setattr(reshard, function, replaced)
     try:
-        with pytest.raises(GrowthFailed, match=r"exact by plan but moved the probe loss"):
-            _wider("wrong", "fp32", 2)
+        with pytest.raises(error, match=message):
+            _wider(name, "fp32", 2, coordinator=mode)
     finally:
-        coordinator_module.grow_state = right
+        setattr(reshard, function, right)
     distributed.barrier()
-    assert final("wrong").facts["step"] == 10
-    assert final("wrong").model.hidden == 30
-    assert not ledger("wrong", "growth")
+    assert final(name).facts["step"] == 10
+    assert final(name).model.hidden == 30
+    assert not ledger(name, "growth")
+    assert live_engines() == 0
+    assert _wider(name, "fp32", 2, coordinator=mode)["step"] == 10
+
+
+def _tripled(name: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.mul_(3.0) if name == "layers.1.up.weight" and kind == "weight" else tensor
+
+
+def case_a_growth_that_is_not_what_the_plan_says_stops_the_run() -> None:
+    _grows_by(_tripled, "wrong", GrowthFailed, "exact by plan but moved the probe loss")
+
+
+def case_the_same_with_every_rank_for_itself() -> None:
+    _grows_by(_tripled, "wrong-sharded", GrowthFailed, "exact by plan but moved the probe loss", "sharded")
+
+
+def _broken_on(rank: int) -> Any:
+    def broken(name: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name == "layers.1.up.weight" and distributed.rank() == rank:
+            raise OSError("the disk is gone")
+        return tensor
+
+    return broken
 
 
 def case_what_fails_on_rank_0_in_a_growth_reaches_all() -> None:
-    right = coordinator_module.grow_state
+    _grows_by(_broken_on(0), "broken", OSError if distributed.rank() == 0 else RankError, "the disk is gone")
 
-    def broken(plan: Any, name: str, read: Any) -> Any:
-        if name == "layers.1.up.weight" and not plan.is_identity:
-            raise OSError("the disk is gone")
-        return right(plan, name, read)
 
-    coordinator_module.grow_state = broken
+def case_what_fails_on_rank_1_in_a_growth_reaches_all() -> None:
+    error = OSError if distributed.rank() == 1 else RankError
+    _grows_by(_broken_on(1), "broken-1", error, "the disk is gone", "sharded")
+
+
+def case_a_parameter_written_over_another_is_found() -> None:
+    """What DeepSpeed holds after all was written is summed again: here one place changes behind the store's back."""
+    right = ZeroStore.verify
+
+    def hit(store: ZeroStore) -> list[int]:
+        fragment = store._fragments.locate(store._params["layers.0.up.bias"])
+        if distributed.rank() == 1 and fragment is not None:
+            store._part(fragment, "exp_avg")[0] += 1e-3
+        return right(store)
+
+    ZeroStore.verify = hit  # type: ignore[method-assign]
     try:
-        with pytest.raises(OSError if distributed.rank() == 0 else RankError):
-            _wider("broken", "fp32", 2)
+        with pytest.raises(GrowthFailed, match=r"not what was written: (layers\.0\.up\.bias|elsewhere)"):
+            _wider("hit", "fp32", 3, coordinator="sharded")
     finally:
-        coordinator_module.grow_state = right
-    distributed.barrier()
-    assert final("broken").facts["step"] == 10
+        ZeroStore.verify = right  # type: ignore[method-assign]
+    assert final("hit").model.hidden == 30
+
+
+def case_wrong_parameter_groups_are_found() -> None:
+    right = ZeroStore.options
+    ZeroStore.options = lambda store, key: {**right(store, key), "head.bias": 0.5}  # type: ignore
+    try:
+        with pytest.raises(GrowthFailed, match=r"head\.bias is decayed by 0\.5, not by 0\.0"):
+            _wider("groups", "fp32", 2)
+    finally:
+        ZeroStore.options = right  # type: ignore[method-assign]
+    assert final("groups").model.hidden == 30
+
+
+def case_rank0_and_sharded_are_the_same_bits() -> None:
+    sums = {mode: _wider(f"by-{mode}", "fp32", 1, coordinator=mode) for mode in ("rank0", "sharded")}
+    assert [sums[mode]["mode"] for mode in sums] == ["rank0", "sharded"]
+    assert sums["rank0"]["checksum"] == sums["sharded"]["checksum"]
+    assert final("by-rank0").digest() == final("by-sharded").digest()
+    assert losses("by-rank0") == losses("by-sharded")
 
 
 def case_ranks_that_resolve_different_growths_stop() -> None:

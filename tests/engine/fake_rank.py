@@ -1,6 +1,6 @@
 """A rank for test_launch.py: steps with an all-reduce of its stop flag, saves when stopped, ends as it is told.
 
-python -m tests.engine.fake_rank OUT HOW      OUT: folder for marks; HOW: done, user, crash, steps, killed
+python -m tests.engine.fake_rank OUT HOW      OUT: folder for marks; HOW: done, user, crash, steps, stuck (never saves)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from growth_ds.engine import distributed
-from growth_ds.engine.launch import DONE, STOPPED, USER_ERROR, report_exit
+from growth_ds.engine.reports import DONE, STOPPED, USER_ERROR, report_exit
 from growth_ds.engine.signals import StopFlag
 
 
@@ -24,7 +24,7 @@ def main() -> int:
         dist.init_process_group("gloo")  # without deepspeed: its import would be half of the test's time
         (out / f"pid.{info.rank}").write_text(str(os.getpid()))
         stopped = False
-        for step in range(1 if how != "steps" else 1500):
+        for step in range(1 if how != "steps" else 6000):
             stopped = distributed.agree(bool(flag))
             if step == 0:
                 (out / f"ready.{info.rank}").write_text("")
@@ -35,6 +35,8 @@ def main() -> int:
             raise RuntimeError("rank 1 breaks")
         if how == "crash":
             time.sleep(120)
+        if how == "stuck":
+            _stay(flag, out / f"asked.{info.rank}")
         if how == "user":
             distributed.barrier()
             report_exit(USER_ERROR)
@@ -44,6 +46,14 @@ def main() -> int:
         report_exit(STOPPED if stopped else DONE, reason=flag.reason)
         dist.destroy_process_group()
     return STOPPED if stopped else DONE
+
+
+def _stay(flag: StopFlag, mark: Path) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        if flag:
+            mark.write_text(flag.reason)
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":

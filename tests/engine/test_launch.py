@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,15 +13,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from growth_ds.engine import launch
-from growth_ds.engine.launch import DONE, STATUS_ENV, STOPPED, USER_ERROR
+from growth_ds.engine import launch, reports, signals
+from growth_ds.engine.reports import DONE, STATUS_ENV, STOPPED, USER_ERROR
 from growth_ds.errors import UserError
 from tests.engine.distributed_cases import ROOT
 
 DRIVER = """
 import sys
 from growth_ds.engine.launch import run_ranks
-sys.exit(run_ranks(sys.argv[1:], 2, sys.argv[1], module="tests.engine.fake_rank", crash_grace_s=3.0))
+from growth_ds.engine.signals import StopFlag
+with StopFlag():  # as the command line does: run_ranks takes the signals over
+    sys.exit(run_ranks(sys.argv[1:], 2, sys.argv[1], module="tests.engine.fake_rank", crash_grace_s=3.0))
 """
 
 
@@ -41,21 +44,29 @@ def started():
         process.communicate()
 
 
-def _wait_ready(out: Path, process: subprocess.Popen, limit_s: float = 60) -> None:
+def _wait_ready(out: Path, process: subprocess.Popen, limit_s: float = 120, mark: str = "ready") -> None:
     end = time.monotonic() + limit_s
-    while not all((out / f"ready.{rank}").exists() for rank in (0, 1)):
+    while not all((out / f"{mark}.{rank}").exists() for rank in (0, 1)):
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "ranks never became ready"
+        assert time.monotonic() < end, f"ranks never became {mark}"
         time.sleep(0.1)
 
 
-def _finish(out: Path, process: subprocess.Popen, limit_s: float = 60) -> tuple[int, str]:
+def _finish(out: Path, process: subprocess.Popen, limit_s: float = 120) -> tuple[int, str]:
     """(exit code, output); nobody may be left, no status folder either."""
     text, _ = process.communicate(timeout=limit_s)
     pids = [int((out / f"pid.{rank}").read_text()) for rank in (0, 1)]
     assert not [pid for pid in pids if psutil.pid_exists(pid)], "a rank outlived run_ranks"
     assert not list(out.glob(".ranks-*"))
     return process.returncode, text
+
+
+def _leave_behind(out: Path, **facts: object) -> Path:
+    """A folder for reports as this process would make it, with other facts about its owner."""
+    folder = reports.make_folder(out)
+    owner = folder / "owner.json"
+    owner.write_text(json.dumps(json.loads(owner.read_text()) | facts))
+    return folder
 
 
 def _launchers(process: subprocess.Popen) -> dict[str, psutil.Process]:
@@ -70,11 +81,12 @@ def _launchers(process: subprocess.Popen) -> dict[str, psutil.Process]:
 
 @pytest.mark.parametrize(("how", "code"), [("done", DONE), ("user", USER_ERROR), ("crash", 1)])
 def test_exit_code(tmp_path, started, how, code):
-    """A crash of rank 1 ends rank 0, which sleeps, within seconds; a good end prints nothing."""
+    """A crash of rank 1 ends rank 0, which sleeps, within seconds; a good end prints nothing; leftovers vanish."""
+    _leave_behind(tmp_path, start=1)
     begin = time.monotonic()
     got, text = _finish(tmp_path, _start(tmp_path, how, started))
     assert got == code, text
-    assert time.monotonic() - begin < 40
+    assert time.monotonic() - begin < 100
     if how == "done":
         assert text == ""
 
@@ -121,6 +133,67 @@ def test_killed_rank_is_a_crash(tmp_path, started):
     assert code not in (DONE, STOPPED, USER_ERROR), text
 
 
+def test_second_request_kills_at_once(tmp_path, started):
+    """Ranks that never save: the first request and its echoes wait for them, the next one does not."""
+    process = _start(tmp_path, "stuck", started)
+    _wait_ready(tmp_path, process)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        os.kill(process.pid, number)
+    _wait_ready(tmp_path, process, mark="asked")
+    time.sleep(signals.ECHO_S)  # the ranks were told, so the first request is older than this
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGTERM)
+    code, text = _finish(tmp_path, process)
+    assert code == 128 + signal.SIGTERM, text
+
+
+def test_watch_tells_a_second_request_from_an_echo(tmp_path, monkeypatch):
+    def second(echo_s: float) -> int:
+        monkeypatch.setattr(signals, "ECHO_S", echo_s)
+        watch = launch._Watch([], 2, tmp_path / "status", 1.0, 1.0)
+        watch._on_signal(signal.SIGTERM, None)
+        assert watch.second is None
+        time.sleep(0.01)
+        watch._on_signal(signal.SIGINT, None)
+        watch._on_signal(signal.SIGTERM, None)
+        return watch.second[0] if watch.second else 0
+
+    assert second(1000.0) == 0
+    assert second(0.001) == signal.SIGINT
+
+
+def test_nobody_outlives_a_killed_parent(tmp_path, started):
+    """SIGKILL for the caller of run_ranks: the ranks save, launch.py and the runner end too, the leftover is dead."""
+    process = _start(tmp_path, "steps", started)
+    _wait_ready(tmp_path, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert set(_launchers(process)) == {"runner", "launch"}
+    assert len(family) >= 4
+    process.kill()
+    _, alive = psutil.wait_procs(family, timeout=120)
+    assert [member for member in alive if member.status() != psutil.STATUS_ZOMBIE] == []
+    for rank in (0, 1):
+        assert (tmp_path / f"saved.{rank}").read_text() == "the launcher died"
+    process.wait()
+    assert len(list(tmp_path.glob(".ranks-*"))) == 1
+    reports.remove_stale(tmp_path)
+    assert not list(tmp_path.glob(".ranks-*"))
+
+
+def test_only_leftovers_of_dead_owners_here_are_removed(tmp_path):
+    child = subprocess.Popen(["true"])
+    child.wait()
+    dead = [_leave_behind(tmp_path, start=1), _leave_behind(tmp_path, pid=child.pid)]
+    kept = [_leave_behind(tmp_path), _leave_behind(tmp_path, start=1, host="elsewhere"), tmp_path / ".ranks-new"]
+    kept += [_leave_behind(tmp_path, pid=str(child.pid)), tmp_path / "store"]
+    kept[2].mkdir()
+    kept[4].mkdir()
+    (dead[0] / "status.1").write_text("{}")
+    reports.remove_stale(tmp_path)
+    assert set(tmp_path.iterdir()) == set(kept)
+    reports.remove_stale(tmp_path / "gone")
+
+
 @pytest.mark.slow
 def test_two_launches_at_a_time(tmp_path, started):
     """Each has its own port."""
@@ -136,16 +209,18 @@ def test_reports(tmp_path, monkeypatch):
     base = tmp_path / "status"
     monkeypatch.setenv(STATUS_ENV, str(base))
     monkeypatch.setenv("RANK", "1")
-    launch.report_exit(STOPPED, step=7)
-    first, second, third = launch.read_reports(base, 3)
+    reports.report_exit(STOPPED, step=7)
+    first, second, third = reports.read_reports(base, 3)
     assert first is None
     assert third is None
     assert second is not None
     assert second["code"] == STOPPED
     assert second["step"] == 7
     assert second["pid"] == os.getpid()
+    monkeypatch.setenv(STATUS_ENV, str(tmp_path / "gone" / "status"))
+    reports.report_exit(DONE)  # the launcher is gone, and its folder removed: nobody to tell
     monkeypatch.delenv(STATUS_ENV)
-    launch.report_exit(DONE)  # without a launcher above: nothing to tell, nothing to fail
+    reports.report_exit(DONE)  # without a launcher above: nothing to tell, nothing to fail
 
 
 def test_command(monkeypatch):

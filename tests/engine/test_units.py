@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from growth_ds.engine import distributed, ds_config, signals
+from growth_ds.engine import distributed, ds_config, processes, signals
+from growth_ds.engine.reports import STATUS_ENV, read_reports
 from growth_ds.engine.state import DictStore, TensorState
 from growth_ds.errors import UserError
 from tests.engine.distributed_cases import ROOT
@@ -158,7 +160,7 @@ def test_threads(env, local, threads):
     ],
 )
 def test_launchers_are_recognised(command, launcher):
-    assert signals.is_launcher(command) is launcher
+    assert processes.is_launcher(command) is launcher
 
 
 def test_flag_is_set_and_handlers_come_back():
@@ -175,21 +177,160 @@ def test_flag_is_set_and_handlers_come_back():
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def test_flag_sees_a_launcher_die():
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    flag = signals.StopFlag(interval_s=0.0)
-    flag._ancestors = [(child.pid, psutil.Process(child.pid).create_time())]
-    assert not flag
+CHILD = """
+import os, signal, sys, time
+from datetime import timedelta
+from growth_ds.engine import signals
+
+def wait():
+    time.sleep(60)
+
+def wait_in_torch():
+    from torch.distributed import TCPStore
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    print("ready", flush=True)
+    store.wait(["never"], timedelta(seconds=60))
+
+def asked_twice(rest_s, between=lambda: None):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.7)
+    between()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(rest_s)
+    sys.exit(75)
+
+def forked():
+    child = os.fork()
+    if child == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(not flag)
+    assert os.waitpid(child, 0)[1] == 0 and not flag
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.5)
+    sys.exit(75)
+
+signals.ECHO_S = float(sys.argv[1])
+with signals.StopFlag(watch_ancestors=False) as flag:
+    if "wait()" == sys.argv[2]:
+        print("ready", flush=True)
+    eval(sys.argv[2])
+"""
+
+
+def _child(echo_s: float, action: str, **env: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", CHILD, str(echo_s), action]
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("action", ["wait()", "wait_in_torch()"])
+def test_second_signal_ends_at_once(action, tmp_path):
+    """Also in a C call of torch, where Python runs no handler; what it was is reported."""
+    base = tmp_path / "status"
+    child = _child(0.2, action, RANK="0", **{STATUS_ENV: str(base)})
+    assert child.stdout.readline() == "ready\n"
+    end = time.monotonic() + 50
+    child.send_signal(signal.SIGTERM)
+    time.sleep(1.0)
+    assert child.poll() is None  # one request, however often Python looks at it, ends nothing
+    while child.poll() is None and time.monotonic() < end:
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.3)
     child.kill()
-    time.sleep(0.2)  # a zombie now: nobody waited for it
-    assert flag
+    assert child.wait() == 128 + signal.SIGINT
+    [report] = read_reports(base, 1)
+    assert report["code"] == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("echo_s", "action", "code"),
+    [
+        (0.1, "asked_twice(50)", 143),
+        (60.0, "asked_twice(0.5)", 75),  # an echo
+        (0.1, "asked_twice(0.5, flag.settle)", 75),  # all is saved
+        (0.0, "forked()", 75),  # a child's signals are not its parent's
+    ],
+)
+def test_what_is_a_second_request(echo_s, action, code):
+    child = _child(echo_s, action, **{STATUS_ENV: "/nowhere/status", "RANK": "no number"})
+    assert child.wait(timeout=60) == code
+
+
+def _wait_until(condition) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def child():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_flag_sees_its_owner_die_whatever_the_clock_says(child, monkeypatch):
+    monkeypatch.setenv(processes.OWNER_ENV, f"{child.pid} {processes.start_of(child.pid)}")
+    flag = signals.StopFlag(interval_s=0.0)
+    begun, now = psutil.Process(child.pid).create_time(), time.time()
+    for module in ("psutil", "psutil._pslinux"):
+        monkeypatch.setattr(f"{module}.boot_time", lambda: begun - 86400.0, raising=False)
+    monkeypatch.setattr(time, "time", lambda: now - 86400.0)
+    assert not flag
+    child.kill()  # a zombie then: nobody waits for it yet
+    _wait_until(lambda: bool(flag))
     assert flag.reason == "the launcher died"
+    assert signals.StopFlag().reason == ""
+    assert signals.StopFlag(interval_s=0.0), "an owner that died before the rank looked"
+
+
+def test_an_owner_that_cannot_be_read_is_none(monkeypatch):
+    for text in ("", "7", "a b"):
+        monkeypatch.setenv(processes.OWNER_ENV, text)
+        assert processes.owner() == []
+
+
+def test_identity_of_a_process(child, tmp_path):
+    start = processes.start_of(child.pid)
+    assert processes.is_alive(child.pid, start)
+    assert not processes.is_alive(child.pid, start + 1)  # a later owner of the pid
+    child.kill()
+    _wait_until(lambda: not processes.is_alive(child.pid, start))
     child.wait()
+    assert processes.start_of(child.pid) == processes.GONE
+    assert not processes.is_alive(child.pid, processes.GONE)
 
 
-def test_flag_sees_a_reused_pid():
-    assert signals.is_alive(os.getpid(), psutil.Process().create_time())
-    assert not signals.is_alive(os.getpid(), 1.0)
+def test_a_name_with_brackets_does_not_hide_the_start(tmp_path):
+    program = tmp_path / "a) Z 1 (b"
+    program.symlink_to(sys.executable)
+    sleeper = subprocess.Popen([program, "-c", "import time; time.sleep(60)"])
+    try:
+        _wait_until(lambda: "a) Z 1 (b" in Path(f"/proc/{sleeper.pid}/stat").read_text())
+        ours = processes.start_of(os.getpid())
+        assert processes.start_of(sleeper.pid) >= ours > 0
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_without_proc_psutil_decides(child, monkeypatch):
+    monkeypatch.setattr(processes, "_PROC", False)
+    start = processes.start_of(child.pid)
+    assert processes.is_alive(child.pid, start)
+    child.kill()
+    _wait_until(lambda: not processes.is_alive(child.pid, start))
+    processes._handle.cache_clear()
+
+
+def test_a_process_that_cannot_be_seen_is_taken_for_alive(monkeypatch):
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(processes.Path, "read_text", refuse)
+    assert processes.is_alive(1, 1)
 
 
 def test_importing_the_engine_does_not_import_deepspeed():
@@ -203,6 +344,8 @@ def test_importing_the_engine_does_not_import_deepspeed():
         "distributed",
         "build_ops",
         "signals",
+        "processes",
+        "reports",
         "launch",
     ]
     code = "import sys; " + "; ".join(f"import growth_ds.engine.{name}" for name in names)

@@ -7,13 +7,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-large check format clean
+.PHONY: demo test test-state test-large check format clean
 
 demo: $(READY)
 	$(BIN)/growth-ds demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# State from every ZeRO stage and number of ranks to every other: see tests/distributed/test_state.py; prints a table.
+test-state: $(READY)
+	$(BIN)/python -m pytest -m state -s tests/distributed/test_state.py
 
 # BERT-Large on the CPU: needs 20 GiB and several minutes.
 test-large: $(READY)

@@ -58,14 +58,15 @@ from growth_ds.model.layout import parameter_shapes  # noqa: E402
 from growth_ds.run_folder import RunFolder  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
-LARGE = {"hidden": 1024, "heads": 16, "ffn": 4096, "vocab_size": 30522, "positions": 512, "nsp": True}
-QUICK = {"hidden": 256, "heads": 4, "ffn": 1024, "vocab_size": 4000, "positions": 512, "nsp": True}
+SIZES: dict[str, dict[str, Any]] = {
+    "large": {"hidden": 1024, "heads": 16, "ffn": 4096, "vocab_size": 30522, "positions": 512, "nsp": True},
+    "quick": {"hidden": 256, "heads": 4, "ffn": 1024, "vocab_size": 4000, "positions": 512, "nsp": True},
+    "tiny": {"hidden": 64, "heads": 1, "ffn": 64, "vocab_size": 1000, "positions": 512, "nsp": True},
+}
 LAYERS = (12, 24)
 RANKS = 2
 TIME_GOAL, WITHIN = 2.0, 0.15
-CASES = [
-    (zero, precision, mode) for zero in (3, 2) for precision in ("fp32", "bf16") for mode in ("sharded", "rank0")
-]
+CASES = [(zero, precision, mode) for zero in (3, 2) for precision in ("fp32", "bf16") for mode in ("sharded", "rank0")]
 GOALS = (3, "sharded")
 """ZeRO stage and mode for which the goals are stated; the other cases are information."""
 STEP = 1000
@@ -188,10 +189,24 @@ def probe(engine: ZeroEngine, length: int) -> dict[str, float]:
     return {"loss": sums["mlm"] / counts["mlm"], "accuracy": sums["mlm_correct"] / counts["mlm"]}
 
 
+def warm_up(run: Run) -> None:
+    """A tiny engine, built and probed: DeepSpeed imports half of itself with the first one, as a run's first stage does
+    long before its first growth."""
+    tiny = Model.model_validate({**SIZES["tiny"], "layers": 1})
+    stages = tuple(stage.model_copy(update={"model": tiny}) for stage in run.stages)
+    coordinator = Coordinator(
+        run.model_copy(update={"stages": stages}), RunFolder(Path(os.devnull)), probe, None, say=lambda _: None
+    )
+    engine, _ = coordinator.enter(0, Position())
+    probe(engine, 16)
+    engine.close()
+
+
 def one_rank(job: dict[str, Any], out: Path) -> None:
     """What one process does: enter the second stage, then save plainly a few times."""
     info = distributed.init_distributed(timeout_s=600)
     run, folder = Run.model_validate(job["run"]), RunFolder(Path(job["folder"]))
+    warm_up(run)
     coordinator = Measured(run, folder, probe, None, say=lambda _: None)
     if coordinator.main:
         coordinator.resume()
@@ -317,7 +332,7 @@ def main() -> None:
     if args.job:
         one_rank(args.job, args.out)
         return
-    sizes = QUICK if args.quick else LARGE
+    sizes = SIZES["quick" if args.quick else "large"]
     wanted: list[Any] = [args.zero, args.precision, args.mode]
     cases = [case for case in CASES if all(w is None or c in w for c, w in zip(case, wanted, strict=True))]
     record: dict[str, Any] = {**about(), "ranks": RANKS, "layers": LAYERS, "sizes": sizes, "cases": []}

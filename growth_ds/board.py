@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from growth_ds.errors import UserError
+
 
 class Board:
     """TensorBoard, if a folder is given; numbers of a record become scalars of the same name."""

@@ -27,10 +27,11 @@ import torch
 
 from growth_ds import faults
 from growth_ds.checkpoint import Checkpoint
-from growth_ds.config import Grow, Model, Run
+from growth_ds.config import Grow, Model, Run, Stage
 from growth_ds.during import During, ModelRates
 from growth_ds.engine import distributed
-from growth_ds.engine.memory import available_memory
+from growth_ds.engine.ds_config import resolve_precision
+from growth_ds.engine.memory import available_memory, release_memory, unsent_weights
 from growth_ds.engine.zero import ZeroEngine
 from growth_ds.errors import GrowthFailed, UserError
 from growth_ds.growth.plan import GrowthPlan
@@ -47,6 +48,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2, "fp16": 1e-2}
 """Nats by which the probe loss may move in a growth that the plan calls exact: rounding of the precision, measured on
 doubled hidden sizes (the sums get longer), with a margin of about 10."""
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STAYS = "the checkpoint from before it is current"
 Probe = Callable[[ZeroEngine, int], dict[str, float]]
 """(engine, length in tokens) -> {"loss", "accuracy"} on the fixed probe batch; collective."""
@@ -165,11 +167,21 @@ class Coordinator:
         return progress
 
     def _build(self, index: int) -> ZeroEngine:
-        """An engine around an empty module: the weights come from the state, in fp32, after DeepSpeed has cast it."""
+        """An engine around an empty module: the weights come from the state, in fp32, and from nowhere else."""
         stage, options = self.run.stages[index], self.run.engine
-        self.module = empty_module(stage.model)
+        # in the precision of the forward: DeepSpeed's cast would write every element, a whole model on each rank
+        self.module = empty_module(stage.model, DTYPES[resolve_precision(options.precision)])
         rates = ModelRates(stage.model, self.during.rates)
-        engine = ZeroEngine(
+        with unsent_weights():
+            engine = self._engine(stage, rates)
+        engine.interrupted = self.interrupted
+        release_memory()
+        return engine
+
+    def _engine(self, stage: Stage, rates: ModelRates) -> ZeroEngine:
+        assert self.module is not None
+        options = self.run.engine
+        return ZeroEngine(
             self.module,
             parameter_groups(self.module.named_parameters(), stage.optim.weight_decay, rates.uniform()),
             zero=options.zero,
@@ -182,8 +194,6 @@ class Coordinator:
             filled_later=True,
             update_scale=rates.update_scale if self.during.rates else None,
         )
-        engine.interrupted = self.interrupted
-        return engine
 
     def _verified(
         self, engine: ZeroEngine, index: int, position: Position, plan: GrowthPlan, source: Source,
@@ -289,12 +299,13 @@ class Coordinator:
         return reasons
 
 
-def empty_module(model: Model) -> Bert:
+def empty_module(model: Model, dtype: torch.dtype = torch.float32) -> Bert:
     """A model of zeros whose memory is not touched: the system gives pages to those who write."""
     with torch.device("meta"):
         module = Bert(model)
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
-            zeros = torch.from_numpy(np.zeros(tuple(parameter.shape), dtype=np.float32))
+            zeros = torch.from_numpy(np.zeros(parameter.numel() * dtype.itemsize, dtype=np.uint8))
+            zeros = zeros.view(dtype).view(parameter.shape)
             setattr(part, name, torch.nn.Parameter(zeros, requires_grad=parameter.requires_grad))
     return module

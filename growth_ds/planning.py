@@ -48,7 +48,8 @@ def scratch_of(run: Run) -> Run:
     return run.model_copy(update={"name": f"{run.name}-scratch", "stages": (stage,), "data": data})
 
 
-def _stage_record(run: Run, stage: Stage, ranks: int, plan: GrowthPlan | None) -> dict[str, Any]:
+def _stage_record(run: Run, index: int, ranks: int, plan: GrowthPlan | None) -> dict[str, Any]:
+    stage = run.stages[index]
     per_step = stage_flops(run, stage)
     low = run.engine.precision in ("auto", "bf16", "fp16")
     return {
@@ -62,16 +63,24 @@ def _stage_record(run: Run, stage: Stage, ranks: int, plan: GrowthPlan | None) -
         "flops": stage.total_steps * per_step,
         "bytes_per_rank": {str(zero): cost.bytes_per_rank(stage.model, zero, ranks, low) for zero in range(4)},
         "growth": None if plan is None else {**plan.to_json(), "text": describe(plan)},
+        "growth_peak": None if plan is None else growth_peaks(run, index, ranks),
     }
 
 
+def growth_peaks(run: Run, index: int, ranks: int) -> dict[str, int]:
+    """Mode -> bytes that the growth into stage `index` needs at most on one rank, in the run's own ZeRO stage."""
+    old, new = run.stages[index - 1].model, run.stages[index].model
+    low = run.engine.precision in ("auto", "bf16", "fp16")
+    return {mode: cost.growth_peak(old, new, run.engine.stage, ranks, low, mode) for mode in ("rank0", "sharded")}
+
+
 def plan_run(run: Run, ranks: int) -> dict[str, Any]:
-    """Per stage: sizes, FLOPs, bytes per rank for each ZeRO stage and the growth into it; and the totals.
+    """Per stage: sizes, FLOPs, bytes per rank for each ZeRO stage, the growth into it and its peak; and the totals.
 
     `flops_from_scratch` is the last model on all the tokens. Raises UserError for a growth that cannot be.
     """
     plans = growths(run)
-    stages = [_stage_record(run, stage, ranks, plan) for stage, plan in zip(run.stages, plans, strict=True)]
+    stages = [_stage_record(run, index, ranks, plan) for index, plan in enumerate(plans)]
     total = sum(record["flops"] for record in stages)
     tokens = sum(record["tokens"] for record in stages)
     scratch = round(tokens * stages[-1]["flops_per_token"])
@@ -116,13 +125,16 @@ def print_plan(record: dict[str, Any]) -> None:
     console.print(f"{record['name']}: {record['steps']:,} steps, {record['tokens']:.4g} tokens", highlight=False)
     keys = ("layers", "hidden", "heads", "ffn", "positions")
     sizes = Table("stage", *keys, "length", "batch", "steps", "parameters", "FLOPs/token")
-    memory = Table("stage", *(f"ZeRO-{zero}" for zero in range(4)), title_justify="left")
+    peaks = [f"growth, {mode}" for mode in ("rank0", "sharded")]
+    memory = Table("stage", *(f"ZeRO-{zero}" for zero in range(4)), *peaks, title_justify="left")
     memory.title = f"GiB per rank, {record['ranks']} rank(s): weights, gradients, optimizer"
+    memory.title += f"\npeak of the growth into a stage, under ZeRO-{record['zero']}"
     for number, stage in enumerate(record["stages"]):
         counts = [str(stage["length"]), str(stage["batch"]), f"{stage['steps']:,}", f"{stage['parameters']:,}"]
         shape = [str(stage["model"][key]) for key in keys]
         sizes.add_row(str(number), *shape, *counts, f"{stage['flops_per_token']:.3g}")
-        memory.add_row(str(number), *(f"{value / 2**30:.3f}" for value in stage["bytes_per_rank"].values()))
+        values = [*stage["bytes_per_rank"].values(), *(stage["growth_peak"] or {}).values()]
+        memory.add_row(str(number), *(f"{value / 2**30:.3f}" for value in values))
     console.print(sizes)
     console.print(memory)
     for number, stage in enumerate(record["stages"]):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import random
+from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from growth_ds.checkpoint import Checkpoint, CheckpointWriter
+from growth_ds.checkpoint import KINDS, MANIFEST, Checkpoint, CheckpointWriter, SliceFile, commit, temporary_folder
+from growth_ds.checkpoint.manifest import text_of
 from growth_ds.config import Model
 from growth_ds.engine.state import TensorState
 from growth_ds.model.layout import parameter_shapes
@@ -48,3 +53,40 @@ def write_random(
             writer.add(name, state)
         writer.commit()
     return Checkpoint(path)
+
+
+def write_by_two(
+    path: Path, model: Model = TINY, tokenizer: Path | None = None, facts: dict[str, Any] | None = None, seed: int = 0
+) -> Checkpoint:
+    """The same as two ranks write it, in uneven slices: some tensors are one rank's alone, the others cut anywhere."""
+    draw = random.Random(seed)
+    states, shapes = random_states(model, seed), parameter_shapes(model)
+    cuts = {name: draw.choice([0, prod(shape), draw.randint(0, prod(shape))]) for name, shape in shapes.items()}
+    folder = temporary_folder(path)
+    records = []
+    for rank in range(2):
+        spans = {name: (cut, prod(shapes[name])) if rank else (0, cut) for name, cut in cuts.items()}
+        file = SliceFile(folder, rank, spans, moments=True)
+        for name, state in states.items():
+            begin, end = spans[name]
+            parts = (getattr(state, kind).reshape(-1)[begin:end] for kind in KINDS)
+            file.add_all(name, *parts, step=7)
+        records.append(file.close())
+    facts = {"step": 7, "stage": 0, "seconds": 1.5, **(facts or {})}
+    return Checkpoint(commit(folder, path, model, True, facts, records, tokenizer))
+
+
+def small_tokenizer(folder: Path) -> Path:
+    """Two files that look like a tokenizer's."""
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "river", "stone"]))
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}\n')
+    return folder
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """What a stranger can do: change a checkpoint's manifest, its own digest made to fit."""
+    manifest = path / MANIFEST
+    content = json.loads(manifest.read_text())
+    change(content)
+    manifest.write_text(text_of(content))

@@ -124,6 +124,32 @@ def test_plan_names_what_grows_and_whether_it_is_exact(monkeypatch, capsys):
     assert [axis["new"] for axis in third["growth"]["axes"]] == [24]
 
 
+def test_plan_says_what_each_growth_needs_at_its_peak(monkeypatch, capsys):
+    path = shipped("run/bert-large-stack.yaml")
+    result = growth_ds(monkeypatch, capsys, "plan", path, "--ranks", 4, "--set", "engine.zero=3", "--json")
+    first, *grown = json.loads(result.out)["stages"]
+    assert first["growth_peak"] is None
+    run = load_run(path, ["engine.zero=3"])
+    models = [stage.model for stage in run.stages]
+    for index, stage in enumerate(grown, start=1):
+        low = run.engine.precision != "fp32"
+        peaks = {
+            mode: cost.growth_peak(models[index - 1], models[index], 3, 4, low, mode) for mode in ("rank0", "sharded")
+        }
+        assert stage["growth_peak"] == peaks
+        assert peaks["sharded"] < peaks["rank0"]
+
+
+def test_plan_prints_the_peaks_of_growths(monkeypatch, capsys):
+    path = shipped("run/demo.yaml")
+    result = growth_ds(monkeypatch, capsys, "plan", path, "--ranks", 2)
+    assert "growth, rank0" in result.out
+    assert "growth, sharded" in result.out
+    assert "auto" not in result.out, "which of the two is taken depends on the machine"
+    peaks = plan_run(load_run(path), ranks=2)["stages"][1]["growth_peak"]
+    assert f"{peaks['rank0'] / 2**30:.3f}" in result.out
+
+
 def test_plan_prints_tables(monkeypatch, capsys):
     result = growth_ds(monkeypatch, capsys, "plan", shipped("run/demo.yaml"))
     assert result.code == 0

@@ -278,4 +278,5 @@ def _largest_header(name: str, slices: int) -> int:
 def _bytes_in(folder: Path) -> int:
     """Bytes of the files right in a folder."""
     with os.scandir(folder) as entries:
-        return sum(entry.stat().st_size for entry in entries if entry.is_file() and entry.name != MANIFEST)
+        files = [entry for entry in entries if entry.is_file(follow_symlinks=False) and entry.name != MANIFEST]
+        return sum(entry.stat().st_size for entry in files)

@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import sys
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 OP = "deepspeed_shm_comm"
+READY = "built_by_growth_ds"
+"""Empty file beside the library: it was built to the end, and loaded once."""
 
 
 def extensions_dir() -> Path:
@@ -80,27 +83,42 @@ def missing_tools() -> list[str]:
     return missing + ([] if cpp_extension.is_ninja_available() else ["ninja"])
 
 
-def _build_and_load() -> Any:
+def _build(root: Path) -> Any:
+    """Compile and load. The mark comes last: a file that a killed linker left behind has none."""
     from deepspeed.accelerator import get_accelerator
 
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    return None if builder is None else builder.load(verbose=False)
+    op = None if builder is None else builder.load(verbose=False)
+    if op is not None:
+        (root / OP / READY).touch()
+    return op
+
+
+def _library(root: Path) -> Any:
+    """Load what was compiled before. torch's loader would ask ninja at every start, which compiles again whenever its
+    log was hurt by a kill; the name of the folder says for what this was built."""
+    spec = importlib.util.spec_from_file_location(OP, root / OP / f"{OP}.so")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _load(root: Path) -> tuple[Any, str]:
-    """(op, "") or (None, the reason it is left out). Compiles when ninja finds the folder out of date."""
+    """(op, "") or (None, the reason it is left out). Compiles once."""
     with build_lock(root):
         missing = [] if _built(root) else missing_tools()
         if missing:
             return None, f"no {' and no '.join(missing)}"
         try:
-            return _build_and_load(), ""
+            return (_library(root) if _built(root) else _build(root)), ""
         except (RuntimeError, OSError, ImportError) as error:
             return None, (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _built(root: Path) -> bool:
-    return (root / OP / f"{OP}.so").exists()
+    return (root / OP / READY).exists() and (root / OP / f"{OP}.so").exists()
 
 
 def ensure_ops(quiet: bool = False) -> bool:

@@ -1,8 +1,11 @@
-"""How much memory this process may still take, and how much it holds."""
+"""How much memory this process may still take, how much it holds, and how it holds less."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -25,3 +28,29 @@ def anonymous_memory() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
     return 0
+
+
+def release_memory() -> None:
+    """Give memory that was freed back to the system: the allocator keeps what lies between things still in use.
+
+    DeepSpeed cuts the weights into small pieces and copies them into one flat tensor; the pieces' room would stay.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def unsent_weights() -> Iterator[None]:
+    """Engines made in the block do not get rank 0's weights: for a module whose weights are all written later.
+
+    DeepSpeed sends the whole model before ZeRO-3 cuts it: every rank but one would hold all of it for a while.
+    """
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    send = DeepSpeedEngine._broadcast_model
+    DeepSpeedEngine._broadcast_model = lambda _: None
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._broadcast_model = send

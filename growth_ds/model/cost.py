@@ -52,16 +52,35 @@ def bytes_per_rank(model: Model, zero: int, ranks: int, low_precision: bool) -> 
 
 
 def growth_peak(old: Model, new: Model, zero: int, ranks: int, low_precision: bool, mode: str) -> int:
-    """Bytes that entering a stage needs at most on the rank that needs most: the new engine, which holds no gradients
-    yet, and what moves at a time.
+    """Bytes that entering a stage needs at most on the rank that needs most: the new engine, and what is moved at a
+    time. Mapped pages of the old checkpoint do not count: the system drops them when it needs the room.
 
-    `rank0`: one grown parameter with both moments there and on its way, and the old tensor it is made of. `sharded`:
-    one old tensor and this rank's part of the grown one.
+    `rank0` holds one grown parameter with both moments there, `sharded` the rank's part of one; both the old tensor of
+    one kind. The probe's activations, and the layers that ZeRO-3 gathers for it, are not counted.
     """
-    before = 4 * max(prod(shape) for shape in parameter_shapes(old).values())
-    after = 4 * max(prod(shape) for shape in parameter_shapes(new).values())
-    count = parameters(new)
+    largest_before = 4 * max(prod(shape) for shape in parameter_shapes(old).values())
+    largest = 4 * max(prod(shape) for shape in parameter_shapes(new).values())
+    if mode == "rank0":
+        moved = 3 * largest  # weight and moments are checked together before the first is sent
+    else:
+        moved = largest if zero < 3 else -(-largest // ranks)  # the forward's weight is whole but for ZeRO-3
+    return _fresh_engine(new, zero, ranks, low_precision) + largest_before + moved
+
+
+def _fresh_engine(model: Model, zero: int, ranks: int, low_precision: bool) -> int:
+    """Bytes of an engine that has not stepped: the empty module is lazily zeroed, so that it has no pages itself."""
+    count = parameters(model)
     share = -(-count // ranks)
-    gradients = 4 * (count if zero < 2 else share)
-    engine = bytes_per_rank(new, zero, ranks, low_precision) - gradients
-    return engine + before + (4 * after if mode == "rank0" else after if zero < 3 else -(-after // ranks))
+    width = 2 if low_precision else 4
+    if zero == 0:
+        copies = (2 + 4) * count if low_precision else 4 * count  # in 16 bits fp32 copies beside the weights
+        return copies + 8 * count
+    moments = 8 * share
+    if zero == 3:
+        # In fp32 the flat weights are the masters. The buffer of gradients is zeroed with the engine, and so there.
+        masters = 4 * share if low_precision else 0
+        return width * share + masters + 4 * share + moments
+    # The flat weights, and this rank's masters. ZeRO-1 in bf16 has all gradients in fp32 from the start; the others'
+    # come with the first backward.
+    gradients = 4 * count if zero == 1 and low_precision else 0
+    return width * count + 4 * share + gradients + moments

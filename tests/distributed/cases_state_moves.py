@@ -20,7 +20,9 @@ MATRIX = [Move(saved, resumed, growth) for growth in GROWTHS for saved, resumed 
 RANK_PAIRS = list(product(RANKS, RANKS))
 
 
-def _turns(old: str, new: str, old_stages: tuple[int, ...] = STAGES, new_stages: tuple[int, ...] = STAGES) -> list[Move]:
+def _turns(
+    old: str, new: str, old_stages: tuple[int, ...] = STAGES, new_stages: tuple[int, ...] = STAGES
+) -> list[Move]:
     """All pairs of stages from one kind of place to another; ranks and growths in turn."""
     moves = []
     for number, (a, b) in enumerate(product(old_stages, new_stages)):
@@ -29,7 +31,9 @@ def _turns(old: str, new: str, old_stages: tuple[int, ...] = STAGES, new_stages:
     return moves
 
 
-_BF16 = [Move(Place(2, a, "bf16"), Place(2, b, "bf16"), growth) for growth in GROWTHS for a, b in product(STAGES, STAGES)]
+_BF16 = [
+    Move(Place(2, a, "bf16"), Place(2, b, "bf16"), growth) for growth in GROWTHS for a, b in product(STAGES, STAGES)
+]
 OTHERS = {
     "bf16": [*_BF16, *(move for move in _turns("bf16", "bf16") if move not in _BF16)],
     "fp32 to bf16": _turns("", "bf16"),
@@ -52,7 +56,9 @@ FEW = [
     Move(Place(2, 3), Place(2, 2, "offload"), "none"),
     Move(Place(2, 3), Place(2, 3, "rows"), "none"),
 ]
-REFERENCES = {f"reference_{growth}_{precision}": (growth, precision) for growth in GROWTHS for precision in ("fp32", "bf16")}
+REFERENCES = {
+    f"reference_{growth}_{precision}": (growth, precision) for growth in GROWTHS for precision in ("fp32", "bf16")
+}
 SAVES = {f"save_{move.saved}_{move.growth}": (move.saved, move.growth) for move in [*ALL, *FEW]}
 MOVES = {str(move): move for move in [*ALL, *FEW]}
 

@@ -38,10 +38,10 @@ FP32 = 1e-5
 BF16, MIXED = 1e-2, 3e-2
 """The same where all steps are in bf16, compared with a run in bf16; where some are, compared with one in fp32."""
 RANKS, STAGES = (1, 2, 4), (0, 1, 2, 3)
-OLD = {"layers": 2, "hidden": 27, "heads": 3, "ffn": 1, "positions": 17, "vocab_size": 121}
+OLD = {"layers": 1, "hidden": 27, "heads": 3, "ffn": 1, "positions": 17, "vocab_size": 121}
 GROWTHS: dict[str, dict[str, Any]] = {
     "none": {},
-    "depth": {"model": {"layers": 3, "ffn": 3, "positions": 33}, "length": 32},
+    "depth": {"model": {"layers": 2, "ffn": 3, "positions": 33}, "length": 32},
     "width": {"model": {"hidden": 54, "heads": 6, "ffn": 3}, "grow": {"recipe": "tile", "require_exact": True}},
 }
 """Name -> what the second stage says; none: there is no second stage."""
@@ -168,7 +168,8 @@ def _stopped(trainer: Trainer, stop: Any) -> None:
 def reference(growth: str, precision: str) -> None:
     """The run that nobody interrupts: one rank, ZeRO-2."""
     assert distributed.world_size() == 1
-    trainer = _trainer(Trainer, run_of(growth, Place(1, 2, precision.replace("fp32", ""))), reference_name(growth, precision))
+    run = run_of(growth, Place(1, 2, "bf16" if precision == "bf16" else ""))
+    trainer = _trainer(Trainer, run, reference_name(growth, precision))
     _stopped(trainer, StopAfter(trainer, BEFORE + AFTER))
     assert trainer.position.step == BEFORE + AFTER
 

@@ -13,7 +13,7 @@ ON_FOUR = [*ON_ONE, "deepspeed_loads_what_we_write"]
 
 @pytest.fixture(scope="module")
 def two_ranks():
-    return run_cases(MODULE, ranks=2)
+    return run_cases(MODULE, ranks=2, limit_s=480)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def one_rank():
 
 @pytest.fixture(scope="module")
 def four_ranks():
-    return run_cases(MODULE, ranks=4, names=ON_FOUR)
+    return run_cases(MODULE, ranks=4, names=ON_FOUR, limit_s=480)
 
 
 @pytest.mark.parametrize("name", case_names(MODULE))

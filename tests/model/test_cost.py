@@ -89,3 +89,31 @@ BYTES = [
 def test_bytes_a_rank_follow_the_zero_stage(zero, ranks, low, each):
     actual = cost.bytes_per_rank(LARGE, zero, ranks, low)
     assert actual == pytest.approx(each * cost.parameters(LARGE), rel=1e-6)
+
+
+TABLE = 4 * 30522 * 1024
+PEAKS = [
+    # ZeRO stage, ranks, 16-bit, mode, bytes of one parameter in the engine, and what is moved besides the old tensor
+    (0, 4, False, "sharded", 4 + 8, TABLE),
+    (0, 4, True, "sharded", 2 + 4 + 8, TABLE),
+    (1, 4, False, "sharded", 4 + 1 + 2, TABLE),
+    (1, 4, True, "sharded", 2 + 1 + 4 + 2, TABLE),
+    (2, 4, False, "rank0", 4 + 1 + 2, 3 * TABLE),
+    (2, 4, True, "sharded", 2 + 1 + 2, TABLE),
+    (3, 4, False, "sharded", 1 + 1 + 2, TABLE / 4),
+    (3, 4, True, "sharded", 0.5 + 1 + 1 + 2, TABLE / 4),
+    (3, 4, True, "rank0", 0.5 + 1 + 1 + 2, 3 * TABLE),
+]
+
+
+@pytest.mark.parametrize(("zero", "ranks", "low", "mode", "each", "moved"), PEAKS)
+def test_peak_of_a_growth_is_the_fresh_engine_and_what_is_moved(zero, ranks, low, mode, each, moved):
+    old = LARGE.model_copy(update={"layers": 12, "stored_layers": 12})
+    actual = cost.growth_peak(old, LARGE, zero, ranks, low, mode)
+    assert actual == pytest.approx(each * cost.parameters(LARGE) + TABLE + moved, rel=1e-6)
+
+
+def test_sharded_growth_under_zero_3_needs_no_rank_that_holds_the_model():
+    old = LARGE.model_copy(update={"layers": 12, "stored_layers": 12})
+    whole = 4 * cost.parameters(LARGE)
+    assert cost.growth_peak(old, LARGE, 3, 16, False, "sharded") < whole

@@ -1,0 +1,202 @@
+"""Which checkpoints stay, and checkpoints that are written while training goes on. One rank."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from growth_ds import faults
+from growth_ds.checkpoint import Checkpoint, SliceFile
+from growth_ds.config import Run
+from growth_ds.data.text import Text
+from growth_ds.engine.signals import StopFlag
+from growth_ds.errors import UserError
+from growth_ds.run_folder import RunFolder
+from growth_ds.trainer import FINISHED, STOPPED, Trainer, with_vocabulary
+from tests.distributed.cases_runs import StopAfter, losses
+from tests.distributed.corpus import folder, small_run
+
+TOKENS = 128
+"""Of one step of the first stage."""
+
+
+def run_of(steps: tuple[int, ...] = (8,), **checkpoint: Any) -> Run:
+    return small_run(steps=steps, checkpoint=checkpoint)
+
+
+def trainer_of(run: Run, name: str, stop_after: int | None = None) -> Trainer:
+    text = Text.of(run)
+    trainer = Trainer(with_vocabulary(run, text.tokenizer.vocab_size), RunFolder(folder() / name), text, StopFlag())
+    if stop_after is not None:
+        trainer.stop = StopAfter(trainer, stop_after)  # type: ignore[assignment]
+    return trainer
+
+
+def kept(name: str) -> dict[str, list[str]]:
+    """Checkpoint, without its prefix -> why it is kept."""
+    paths = RunFolder(folder() / name).checkpoints.glob("step-*")
+    return {path.name[-10:]: Checkpoint(path).facts["keep"] for path in sorted(paths)}
+
+
+def latest(name: str) -> str:
+    path = RunFolder(folder() / name).latest
+    return path.read_text().strip()[-10:] if path.exists() else ""
+
+
+@contextmanager
+def before_each_step(action: Callable[[int], None]) -> Iterator[None]:
+    """`action` gets the number of the step that comes, from 1."""
+    right, seen = faults.point, [0]
+
+    def hook(name: str) -> None:
+        if name == "step":
+            seen[0] += 1
+            action(seen[0])
+
+    faults.point = hook
+    try:
+        yield
+    finally:
+        faults.point = right
+
+
+@contextmanager
+def slices_through(change: Callable[[SliceFile], None]) -> Iterator[None]:
+    """Something happens before each slice is written."""
+    right = SliceFile.add
+
+    def add(file: SliceFile, kind: str, name: str, piece: Any) -> None:
+        change(file)
+        right(file, kind, name, piece)
+
+    SliceFile.add = add  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        SliceFile.add = right  # type: ignore[method-assign]
+
+
+def case_the_newest_stay() -> None:
+    assert trainer_of(run_of(every=1, keep=3), "three").train(True) == FINISHED
+    assert kept("three") == {f"0{step}-stage-0": [] for step in (6, 7, 8)}
+    assert latest("three") == "08-stage-0"
+
+
+EVERY = {"every": 1, "keep": 1, "keep_every_tokens": 300}
+STAY = {f"0{step}-stage-0": ["every 300 tokens"] for step in (3, 5, 8)}
+"""After 384, 640 and 1024 tokens: the first past 300, 600 and 900."""
+
+
+def case_the_first_past_each_multiple_of_tokens_stays() -> None:
+    assert trainer_of(run_of(**EVERY), "multiples").train(True) == FINISHED
+    assert kept("multiples") == STAY
+    assert Checkpoint(RunFolder(folder() / "multiples").checkpoint_path(5, 0)).facts["tokens"] == 5 * TOKENS
+
+
+def case_the_same_ones_stay_when_a_run_goes_on() -> None:
+    for stop in (3, 4, 6):
+        assert trainer_of(run_of(**EVERY), "pieces", stop).train(True) == STOPPED
+    assert trainer_of(run_of(**EVERY), "pieces").train(True) == FINISHED
+    assert kept("pieces") == STAY
+
+
+def case_the_same_ones_stay_when_they_are_written_in_the_background() -> None:
+    """However slow: no checkpoint is judged before the one before it is there."""
+    with slices_through(lambda file: threading.Event().wait(0.002)):
+        assert trainer_of(run_of(**EVERY, background=True), "slow").train(True) == FINISHED
+    assert kept("slow") == STAY
+
+
+def case_the_last_of_each_stage_stays() -> None:
+    run = run_of((3, 3), every=2, keep=1, keep_before_growth=True)
+    assert trainer_of(run, "stages").train(True) == FINISHED
+    assert kept("stages") == {"03-stage-0": ["before growth"], "06-stage-1": []}
+    assert "probe" in Checkpoint(RunFolder(folder() / "stages").checkpoint_path(3, 0)).facts
+    without = run_of((3, 3), every=2, keep=1)
+    assert trainer_of(without, "stages-without").train(True) == FINISHED
+    assert kept("stages-without") == {"06-stage-1": []}
+
+
+def case_a_stop_at_the_end_of_a_stage_takes_nothing_from_it() -> None:
+    run = run_of((3, 3), every=2, keep=1, keep_before_growth=True)
+    assert trainer_of(run, "stages-cut", 3).train(True) == STOPPED
+    assert trainer_of(run, "stages-cut", 4).train(True) == STOPPED
+    assert trainer_of(run, "stages-cut").train(True) == FINISHED
+    assert kept("stages-cut") == {"03-stage-0": ["before growth"], "06-stage-1": []}
+
+
+def case_in_the_background_latest_waits_for_the_writer() -> None:
+    trainer, seen = trainer_of(run_of(every=2, keep=9, background=True), "behind"), {}
+    go_on = threading.Event()
+
+    def look(step: int) -> None:
+        seen[step] = latest("behind")
+        if step == 4:
+            assert [path.suffix for path in trainer.folder.checkpoints.glob(".*")] == [".tmp"]
+            pending = trainer.coordinator.saver._pending
+            assert pending is not None
+            assert pending.thread is not None
+            go_on.set()
+            pending.thread.join()
+
+    def hold(file: SliceFile) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            go_on.wait(30)
+
+    with before_each_step(look), slices_through(hold):
+        assert trainer.train(True) == FINISHED
+    assert [seen[step] for step in (3, 4, 5)] == ["", "", "02-stage-0"]
+    assert latest("behind") == "08-stage-0"
+    assert not list(trainer.folder.checkpoints.glob(".*"))
+
+
+def case_what_is_written_in_the_background_is_the_state_of_its_step() -> None:
+    """`behind` trained on while its checkpoints were written; `ahead` waited for each."""
+    assert trainer_of(run_of(every=2, keep=9), "ahead").train(True) == FINISHED
+    assert losses("behind") == losses("ahead")
+    for step in (2, 4, 6, 8):
+        behind, ahead = (
+            Checkpoint(RunFolder(folder() / name).checkpoint_path(step, 0)) for name in ("behind", "ahead")
+        )
+        behind.verify()
+        assert behind.digest() == ahead.digest()
+        assert behind.facts["step"] == step
+
+
+def case_a_background_write_that_fails_is_reported() -> None:
+    """At the next look at it; `latest` stays, and so does what it names."""
+
+    def full(file: SliceFile) -> None:
+        if "step-00000004" in str(file.path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = run_of(every=2, background=True)
+    line = r"step-00000004-stage-0: checkpoint not written \(No space left on device\)"
+    with slices_through(full), pytest.raises(UserError, match=line):
+        trainer_of(run, "failing").train(True)
+    assert latest("failing") == "02-stage-0"
+    assert [path.name for path in RunFolder(folder() / "failing").checkpoints.glob(".*")] == []
+    assert trainer_of(run, "failing").train(True) == FINISHED
+    assert losses("failing") == losses("ahead")
+
+
+def case_a_background_write_that_breaks_in_any_other_way_is_reported_too() -> None:
+    def broken(file: SliceFile) -> None:
+        raise KeyError("an accident")
+
+    line = r"step-00000002-stage-0: checkpoint not written \(KeyError: 'an accident'\)"
+    with slices_through(broken), pytest.raises(UserError, match=line):
+        trainer_of(run_of(every=2, background=True), "accident").train(True)
+    assert latest("accident") == ""
+
+
+def case_a_stop_waits_for_the_background() -> None:
+    with slices_through(lambda file: threading.Event().wait(0.002)):
+        assert trainer_of(run_of(every=4, background=True), "stopped", 5).train(True) == STOPPED
+    assert latest("stopped") == "05-stage-0"
+    assert not list(RunFolder(folder() / "stopped").checkpoints.glob(".*"))

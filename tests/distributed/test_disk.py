@@ -1,0 +1,170 @@
+"""cases_disk.py on two ranks; a full disk under the real command; lines and folders without any engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from growth_ds.checkpoint import open_verified
+from growth_ds.config_file import dump_run
+from growth_ds.errors import UserError
+from growth_ds.run_folder import RunFolder
+from growth_ds.saving import Saver
+from tests.checkpoints import TINY, write_random
+from tests.cli import growth_ds
+from tests.distributed.corpus import FOLDER, make_store, small_run
+from tests.distributed.test_launchers import LIMIT_S, environment, losses
+from tests.engine.distributed_cases import case_names, check, run_cases
+
+CASES = "tests.distributed.cases_disk"
+
+
+def _can_mount(path: Path) -> bool:
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        return False
+    if done:
+        subprocess.run(["umount", str(path)], check=True)
+    return done
+
+
+@pytest.fixture(scope="module")
+def can_mount(tmp_path_factory):
+    if not _can_mount(tmp_path_factory.mktemp("try") / "disk"):
+        pytest.skip("only root may mount a small disk")
+
+
+@pytest.fixture(scope="module")
+def results(can_mount, tmp_path_factory):
+    path = tmp_path_factory.mktemp("disks")
+    make_store(path / "store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(path))
+        return run_cases(CASES, ranks=2, limit_s=300)
+
+
+@pytest.mark.parametrize("name", case_names(CASES))
+def test_case(results, name):
+    check(results, name)
+
+
+@pytest.fixture
+def disk(can_mount, tmp_path):
+    """A disk of half a megabyte."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(path)], check=True)
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_the_command_on_a_full_disk(disk, tmp_path, store):
+    """Exit code 2 and one line; with more room the same command ends with the losses of a run that had it."""
+    config = tmp_path / "six.yaml"
+    config.write_text(dump_run(small_run("six", steps=(6,), checkpoint={"every": 2})))
+    command = [sys.executable, "-m", "growth_ds", "train", str(config), "--ranks", "2", "--run-dir", str(disk / "run")]
+
+    def start() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT_S)
+
+    full = start()
+    assert full.returncode == 2, full.stdout + full.stderr
+    [line] = full.stderr.splitlines()
+    assert "step-00000004-stage-0" in line
+    assert "No space left on device" in line
+    newest = RunFolder(disk / "run").newest()
+    assert newest is not None
+    assert newest.facts["step"] == 2
+    assert [path.name for path in newest.path.parent.glob(".*")] == []
+    subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+    again = start()
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "going on from step 2 of 6" in again.stdout
+    command[-1] = str(tmp_path / "roomy")
+    assert start().returncode == 0
+    assert losses(disk / "run") == pytest.approx(losses(tmp_path / "roomy"), abs=1e-6)
+
+
+def test_the_command_goes_on_from_the_newest_whole_checkpoint(tmp_path, store):
+    """A flipped byte in the last one: named, and the steps after the one before it are computed again."""
+    config, folder = tmp_path / "six.yaml", RunFolder(tmp_path / "run")
+    config.write_text(dump_run(small_run("six", steps=(6,), checkpoint={"every": 2})))
+    command = [sys.executable, "-m", "growth_ds", "train", str(config), "--run-dir", str(folder.path), "--resume"]
+    said = []
+    for _ in range(2):
+        done = subprocess.run([*command, "auto"], env=environment(), capture_output=True, text=True, timeout=LIMIT_S)
+        assert done.returncode == 0, done.stdout + done.stderr
+        said.append((done.stdout, losses(folder.path), open_verified(folder.checkpoint_path(6, 0)).digest()))
+        damaged = folder.checkpoint_path(6, 0) / "rank-00000.safetensors"
+        data = bytearray(damaged.read_bytes())
+        data[-7] ^= 16
+        damaged.write_bytes(data)
+    assert f"{damaged}: damaged in exp_avg_sq of layers.1.down.bias" in said[1][0]
+    assert "falling back to an older checkpoint\ngoing on from step 4 of 6" in said[1][0]
+    assert said[1][1:] == said[0][1:], "the same losses, and the same state"
+
+
+def test_lines_are_whole_or_not_there(disk):
+    """Until the disk is full, and after there is room again."""
+    folder = RunFolder(disk)
+    (disk / "ballast").write_bytes(bytes(500_000))
+    written = 0
+
+    def append_for_ever() -> None:
+        nonlocal written
+        while written < 100_000:
+            folder.append(folder.metrics, {"step": written + 1, "stage": 0, "loss": 1.5})
+            written += 1
+
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(No space left on device\)"):
+        append_for_ever()
+    assert written > 100
+    assert [record["step"] for record in folder.records(folder.metrics)] == list(range(1, written + 1))
+    assert folder.metrics.read_bytes().endswith(b"\n")
+    (disk / "ballast").unlink()
+    folder.append(folder.metrics, {"step": written + 1, "stage": 0, "loss": 1.5})
+    assert folder.records(folder.metrics)[-1]["step"] == written + 1
+
+
+@pytest.mark.parametrize(
+    "rest", [b'{"step": 3, "sta', b'{"step": 3', b"\0\0\0\0", b"\xff\xfe{", b'{"step": 3, "stage": 0}']
+)
+def test_what_a_power_cut_leaves_is_forgotten(tmp_path, rest):
+    folder = RunFolder(tmp_path)
+    folder.checkpoints.mkdir()
+    for step in (1, 2):
+        folder.append(folder.metrics, {"step": step, "stage": 0})
+    with folder.metrics.open("ab") as file:
+        file.write(rest)
+    folder.trim(2, 0)
+    assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == [
+        {"step": 1, "stage": 0},
+        {"step": 2, "stage": 0},
+    ]
+
+
+def test_offline_work_on_a_full_disk(disk, tmp_path, monkeypatch, capsys):
+    write_random(tmp_path / "c")
+    (disk / "ballast").write_bytes(bytes(460_000))
+    argv = ["grow", tmp_path / "c", "--times", "2", "--recipe", "tile", "--out", disk / "grown"]
+    result = growth_ds(monkeypatch, capsys, *argv)
+    assert result.code == 2
+    assert result.err == f"{disk}/grown: cannot be written (No space left on device); give a folder that can\n"
+    assert [path.name for path in disk.iterdir()] == ["ballast"]
+    (disk / "ballast").unlink()
+    assert growth_ds(monkeypatch, capsys, *argv).code == 0
+    open_verified(disk / "grown")
+
+
+def test_a_run_folder_that_is_gone_does_not_come_back(tmp_path, store):
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(UserError, match="checkpoints: is gone; put it back"):
+        Saver(small_run(), folder, None)._begin(folder.checkpoint_path(3, 0), TINY, {})
+    assert not folder.path.exists()

@@ -33,12 +33,11 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# torch first and by itself, so that no other package chooses its build; then DeepSpeed's CPU op, once (about 30 s).
+# torch first and by itself, so that no other package chooses its build.
 $(READY): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,mpi]'
-	$(BIN)/python -m growth_ds.engine.build_ops
 	touch $@
 
 clean:

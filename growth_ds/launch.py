@@ -7,7 +7,6 @@ from pathlib import Path
 from growth_ds.config import Run
 from growth_ds.config_file import load_run
 from growth_ds.data.text import Text
-from growth_ds.engine.build_ops import ensure_ops
 from growth_ds.engine.launch import STOPPED, run_ranks
 from growth_ds.engine.signals import StopFlag
 from growth_ds.planning import growths
@@ -33,7 +32,6 @@ def train_ranks(config: Path, run_dir: Path, ranks: int, resume: str, sets: list
     run = with_vocabulary(run, text.tokenizer.vocab_size)
     growths(run)
     RunFolder(run_dir).check(run, text.digest, fresh=resume == "never")
-    ensure_ops()
     argv = ["train", str(config), "--run-dir", str(run_dir), "--resume", resume]
     for override in sets:
         argv += ["--set", override]

@@ -24,6 +24,7 @@ from tests.checkpoints import TINY, rewrite, small_tokenizer, write_by_two, writ
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS, BYTES = 1.0, 2 << 30
+"""Of one check, on the processor; of address space beyond what was there before."""
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
@@ -35,17 +36,19 @@ from growth_ds.errors import UserError
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + {bytes},) * 2)
 for line in sys.stdin:
-    path, answers = Path(json.loads(line)), []
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    path, answers, slowest = Path(json.loads(line)), [], 0.0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for use in (open_verified, offline.find_checkpoint, lambda path: inspection.inspect(path, True, True),
                 lambda path: Checkpoint(path).digest()):
+        started = time.process_time()
         try:
             use(path)
             answers.append("")
         except UserError as error:
             answers.append(str(error))
+        slowest = max(slowest, time.process_time() - started)
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    print(json.dumps([answers, time.process_time() - started, grown]), flush=True)
+    print(json.dumps([answers, slowest, grown]), flush=True)
 """
 
 
@@ -71,8 +74,8 @@ def child():
         return answers
 
     yield ask
-    process.stdin.close()
-    process.wait(30)
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture
@@ -313,10 +316,10 @@ def test_slices_that_share_bytes(attacked):
 
 
 LISTS = {
-    "ramp": lambda content: content["facts"].update(ramp={"steps": 9, "since": 0, "start": {"ffn": [0] * 500_000}}),
-    "lr": lambda content: content["facts"].update(lr={"hidden": [0.5] * 500_000}),
-    "keep": lambda content: content["facts"].update(keep=[0] * 500_000),
-    "grown": lambda content: content["facts"].update(grown=[[]] * 500_000),
+    "ramp": lambda content: content["facts"].update(ramp={"steps": 9, "since": 0, "start": {"ffn": [0] * 50_000}}),
+    "lr": lambda content: content["facts"].update(lr={"hidden": [0.5] * 50_000}),
+    "keep": lambda content: content["facts"].update(keep=[0] * 50_000),
+    "grown": lambda content: content["facts"].update(grown=[[]] * 50_000),
     "step": lambda content: content["facts"].update(step=10**4000),
 }
 

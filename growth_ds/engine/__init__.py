@@ -1,7 +1,6 @@
 """The guard layer over DeepSpeed: build an engine, step it, read and write its whole training state.
 
     distributed.py  start and end the process group; small agreements between ranks
-    build_ops.py    DeepSpeed's one compiled CPU op, built under a lock that dies with its owner
     state.py        TensorState and StateStore: what a parameter's training state is
     ds_config.py    our options -> DeepSpeed's JSON, with refusals that name the key
     fragments.py    where each ZeRO stage keeps a parameter's master and moments

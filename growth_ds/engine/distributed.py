@@ -163,12 +163,10 @@ def init_distributed(timeout_s: float = DEFAULT_TIMEOUT_S) -> RankInfo:
     torch.set_num_threads(thread_count(info.local_world_size))
     quiet_deepspeed()
 
-    from growth_ds.engine import build_ops
-
-    build_ops.ensure_ops(quiet=info.rank != 0)
     import deepspeed
 
     quiet_deepspeed()
+    _leave_out_shared_memory()
     if on_gpu:
         torch.cuda.set_device(info.local_rank)
     deepspeed.init_distributed(
@@ -178,6 +176,16 @@ def init_distributed(timeout_s: float = DEFAULT_TIMEOUT_S) -> RankInfo:
         timeout=timedelta(seconds=timeout_s),
     )
     return info
+
+
+def _leave_out_shared_memory() -> None:
+    """On a CPU DeepSpeed compiles a collective over shared memory (30 s at the first start, a C++ compiler needed) for
+    `inference_all_reduce` alone; training goes through gloo either way. Every rank that is killed would leave 69 MB of
+    it in /dev/shm until the machine is started anew.
+    """
+    # By its full name: the attribute `torch` of the package deepspeed.comm is PyTorch, not this module.
+    backend = importlib.import_module("deepspeed.comm.torch")
+    backend.build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
 def shutdown() -> None:

@@ -32,7 +32,7 @@ from typing import Any
 
 import psutil
 
-from growth_ds.engine import build_ops, signals
+from growth_ds.engine import signals
 from growth_ds.engine.distributed import free_port
 from growth_ds.engine.processes import OWNER_ENV, start_of
 from growth_ds.engine.reports import DONE, STATUS_ENV, STOPPED, make_folder, read_reports, remove_stale
@@ -125,7 +125,6 @@ class _Watch:
 
     def _environment(self) -> dict[str, str]:
         env = {**os.environ, STATUS_ENV: str(self.status), OWNER_ENV: f"{os.getpid()} {start_of(os.getpid())}"}
-        env["TORCH_EXTENSIONS_DIR"] = str(build_ops.extensions_dir())
         if not _has_gpu():
             env.setdefault("DS_ACCELERATOR", "cpu")
         if "--include" in self.command:

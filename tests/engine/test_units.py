@@ -342,7 +342,6 @@ def test_importing_the_engine_does_not_import_deepspeed():
         "scrub",
         "zero",
         "distributed",
-        "build_ops",
         "signals",
         "processes",
         "reports",

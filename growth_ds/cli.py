@@ -217,6 +217,24 @@ def import_(
     typer.echo(f"{out}: {model.layers} layers of {model.hidden}, {parameters(model):,} parameters")
 
 
+@app.command(epilog="Example: growth-ds convert out/deepspeed --model bert.yaml --out checkpoints/from-deepspeed")
+def convert(
+    source: Annotated[Path, typer.Argument(help="A checkpoint, a run folder, or a DeepSpeed folder (or its tag).")],
+    out: Annotated[Path, typer.Option(help="Folder that is written.")],
+    to: Annotated[str, typer.Option(help="checkpoint, or universal: for DeepSpeed's load_universal.")] = "checkpoint",
+    model: Annotated[Path | None, typer.Option(help="Sizes: YAML with the keys of `model:`, or a config.json.")] = None,
+    zero: Annotated[int, typer.Option(help="Stage that loads a universal folder; 1 or 2 serve all of 0.19.")] = 2,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder whose tokenizer goes into the checkpoint.")] = None,
+    force: Force = False,
+) -> None:
+    """Read DeepSpeed's checkpoint folders, rigid and universal, or write a universal one."""
+    from growth_ds import convert as conversion
+
+    sizes = conversion.read_model(model) if model is not None else None
+    lines = conversion.convert(source, out, to=to, model=sizes, zero=zero, force=force, tokenizer=tokenizer)
+    typer.echo("\n".join(lines))
+
+
 @app.command(epilog="Example: growth-ds demo")
 def demo(
     run_dir: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),

@@ -95,9 +95,9 @@ def read_model(path: Path) -> Model:
         return validated(Model, tree, str(path))
     if path.name != "config.json":
         raise UserError(f"{path}: a Hugging Face configuration is found by its name; call it config.json")
-    config = huggingface._read_config(path.parent)
+    config = huggingface.read_config(path.parent)
     norm = next(norm for norm, kind in names.MODEL_TYPE.items() if kind == config["model_type"])
-    return huggingface._model(path.parent, config, norm, nsp=True)
+    return huggingface.model_of(path.parent, config, norm, nsp=True)
 
 
 def _from_checkpoint(source: Path, out: Path, zero: int, force: bool) -> list[str]:

@@ -85,11 +85,11 @@ def read_huggingface(folder: str | Path) -> Imported:
     pooler); a task head is left out. One line on stderr says so. Raises UserError for a model that ours cannot be.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     files = TensorFiles(folder)
     found = _canonical_keys(folder, files)
     post = config["model_type"] == names.MODEL_TYPE["post"]
-    whole = _model(folder, config, "post" if post else "pre", nsp=True)
+    whole = model_of(folder, config, "post" if post else "pre", nsp=True)
     nsp = all(key in found for name in names.NSP_NAMES for key in names.their_names(whole, name))
     model = whole.model_copy(update={"nsp": nsp})
     table = names.name_map(model)
@@ -106,7 +106,7 @@ def read_huggingface(folder: str | Path) -> Imported:
     return Imported(model, weights, folder if has_tokenizer else None)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: not a Hugging Face folder (no config.json); give one written by save_pretrained")
@@ -124,7 +124,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _model(folder: Path, config: dict[str, Any], norm: str, nsp: bool) -> Model:
+def model_of(folder: Path, config: dict[str, Any], norm: str, nsp: bool) -> Model:
     path = folder / "config.json"
     given: dict[str, Any] = {"norm": norm, "nsp": nsp}
     for ours, theirs in names.CONFIG.items():

@@ -17,6 +17,8 @@ from growth_ds.engine.rigid import open_rigid
 from growth_ds.engine.universal import FILES, open_universal, write_universal
 from growth_ds.engine.zero import ZeroEngine
 from growth_ds.errors import UserError
+from growth_ds.interop import names
+from tests.checkpoints import TINY
 from tests.engine import tiny
 
 CONVERTED = [(stage, precision) for precision in ("fp32", "bf16") for stage in (1, 2, 3)]
@@ -71,18 +73,10 @@ def _deepspeed_converts(source, out):
     """DeepSpeed's own converter, in this process."""
     from deepspeed.checkpoint import ds_to_universal
 
+    options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False}
+    options |= {"strict": True, "inject_missing_state": False}
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        ds_to_universal.main(
-            argparse.Namespace(
-                input_folder=str(source),
-                output_folder=str(out),
-                num_extract_workers=1,
-                num_merge_workers=1,
-                keep_temp_folder=False,
-                strict=True,
-                inject_missing_state=False,
-            )
-        )
+        ds_to_universal.main(argparse.Namespace(input_folder=str(source), output_folder=str(out), **options))
 
 
 def _copy_universal(source, out, zero):
@@ -332,17 +326,7 @@ def _bert():
     from transformers import BertConfig, BertForPreTraining
 
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=40,
-        hidden_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=20,
-        max_position_embeddings=16,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    return BertForPreTraining(config)
+    return BertForPreTraining(BertConfig(**names.config_of(TINY)))
 
 
 def _train_bert(stage):
@@ -396,7 +380,6 @@ def case_hugging_face_model_becomes_a_checkpoint():
 def _check_conversion(engine, live, folder):
     from growth_ds.checkpoint import Checkpoint
     from growth_ds.convert import convert
-    from growth_ds.interop import names
     from growth_ds.interop.huggingface import read_huggingface
 
     plain = _bert()

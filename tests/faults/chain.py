@@ -31,7 +31,7 @@ from growth_ds.run_folder import RunFolder
 ROOT = Path(__file__).resolve().parents[2]
 EVERY, BOUNDARY, STEPS = 3, 7, 14
 """Steps between checkpoints, before the growth, and in all."""
-LIMIT_S = 90.0
+LIMIT_S = 240.0
 """What dies or ends must be gone by then: a rank left alone by another one too."""
 RANKS = 2
 

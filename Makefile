@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-state test-large check format clean
+.PHONY: demo test test-state test-faults test-large check format clean
 
 demo: $(READY)
 	$(BIN)/growth-ds demo
@@ -18,6 +18,10 @@ test: $(READY)
 # State from every ZeRO stage and number of ranks to every other: see tests/distributed/test_state.py; prints a table.
 test-state: $(READY)
 	$(BIN)/python -m pytest -m state -s tests/distributed/test_state.py
+
+# A hundred SIGKILLs at random instants, and the same final state every time (GROWTH_DS_KILLS, GROWTH_DS_SEED).
+test-faults: $(READY)
+	$(BIN)/python -m pytest -m faults -s tests/faults
 
 # BERT-Large on the CPU: needs 20 GiB and several minutes.
 test-large: $(READY)

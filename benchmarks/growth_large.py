@@ -18,7 +18,8 @@ for the disk (fsync), so that its time depends on that.
 
 Peak memory is the largest RssAnon + RssShmem of /proc/self/status, sampled every 5 ms in a thread, less what it was
 before `enter`. Pages of mapped checkpoint files do not count: the system drops them when it needs the room. It is
-compared with `cost.growth_peak`, the bytes on disk with 12 a parameter; files also have headers and a manifest.
+compared with `cost.growth_peak`, which leaves the probe's activations and gathered layers out: the probe's own peak is
+given beside it. Bytes on disk are compared with 12 a parameter; files also have headers, the folder a manifest.
 
 Writes `benchmarks/results/growth_large.json`.
 """
@@ -52,6 +53,7 @@ from growth_ds.config import Model, Run  # noqa: E402
 from growth_ds.coordinator import Coordinator, Position  # noqa: E402
 from growth_ds.data.batch import Batch  # noqa: E402
 from growth_ds.engine import distributed  # noqa: E402
+from growth_ds.engine.memory import release_memory  # noqa: E402
 from growth_ds.engine.zero import ZeroEngine  # noqa: E402
 from growth_ds.model import cost  # noqa: E402
 from growth_ds.model.layout import parameter_shapes  # noqa: E402
@@ -202,6 +204,13 @@ def warm_up(run: Run) -> None:
     engine.close()
 
 
+def probe_and_release(engine: ZeroEngine, length: int) -> dict[str, float]:
+    """The probe, its freed memory given back while it is still the probe's."""
+    found = probe(engine, length)
+    release_memory()
+    return found
+
+
 def one_rank(job: dict[str, Any], out: Path) -> None:
     """What one process does: enter the second stage, then save plainly a few times."""
     info = distributed.init_distributed(timeout_s=600)
@@ -214,7 +223,7 @@ def one_rank(job: dict[str, Any], out: Path) -> None:
     gc.collect()
     meter = coordinator.meter = Meter()
     coordinator_module.inject = timed(meter, "inject", coordinator_module.inject)  # type: ignore[assignment]
-    coordinator.probe = timed(meter, "probe", probe)
+    coordinator.probe = timed(meter, "probe", probe_and_release)
     with meter("rest"):
         engine, record = coordinator.enter(1, Position(STEP, 1.0))
     meter.now = "done"
@@ -275,7 +284,7 @@ def judged(old: Model, new: Model, case: tuple[int, str, str], ranks: list[dict[
     plain = statistics.median(max(times) for times in zip(*(rank["plain"] for rank in ranks), strict=True))
     whole = max(sum(value for phase, value in rank["seconds"].items() if phase != "start") for rank in ranks)
     predicted = cost.growth_peak(old, new, zero, RANKS, precision != "fp32", mode)
-    peaks = [max(rank["peaks"].values()) for rank in ranks]
+    peaks = [max(rank["peaks"].get(phase, 0) for phase in (*OWN, "save", "rest")) for rank in ranks]
     expected = 12 * cost.parameters(new)
     return {
         "zero": zero,
@@ -293,6 +302,7 @@ def judged(old: Model, new: Model, case: tuple[int, str, str], ranks: list[dict[
         "peak_bytes": peaks,
         "peak_predicted": predicted,
         "peak_ratio": round(max(peaks) / predicted, 4),
+        "probe_peak_bytes": [rank["peaks"].get("probe", 0) for rank in ranks],
         "peak_of_phase": [rank["peaks"] for rank in ranks],
         "held_afterwards": [rank["held"] for rank in ranks],
         "process_before": [rank["before"] for rank in ranks],
@@ -313,6 +323,7 @@ def report(figures: dict[str, Any], goals: bool) -> None:
     near = "met" if abs(figures["peak_ratio"] - 1) <= WITHIN else "MISSED"
     print(f"  peak MiB of the ranks {peaks}; predicted {figures['peak_predicted'] / 2**20:.0f}, ratio "
           f"{figures['peak_ratio']:.3f}; within {WITHIN:.0%}: {near}")  # fmt: skip
+    print("  MiB in the probe " + ", ".join(f"{peak / 2**20:.0f}" for peak in figures["probe_peak_bytes"]))
     for rank, peaks_of in enumerate(figures["peak_of_phase"]):
         print(f"    rank {rank}: " + ", ".join(f"{phase} {peak / 2**20:.0f}" for phase, peak in peaks_of.items()))
     sys.stdout.flush()

@@ -208,6 +208,7 @@ class Coordinator:
         except AssertionError as error:
             raise GrowthFailed(f"the growth at step {position.step}: {error}; {STAYS}") from None
         after = self.probe(engine, self.run.stages[index - 1].length)
+        release_memory()  # what ZeRO-3 gathered for it, before the checkpoint needs room
         moved = abs(after["loss"] - before["loss"])
         if plan.exact and not moved <= max(TOLERANCE[engine.precision], TOLERANCE[facts["precision"]]):
             worst = differs_most(engine, model, plan, source)

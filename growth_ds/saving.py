@@ -38,7 +38,7 @@ def agreed(where: Path) -> Iterator[dict[str, Any]]:
         yield outcome
     except OSError as error:
         problem = UserError(f"{error.filename or where}: cannot be written ({error.strerror})")
-    except UserError as error:
+    except Exception as error:  # any: the others are about to wait for this rank
         problem = error
     distributed.settle(problem)
     outcome.update(distributed.broadcast_object(outcome if distributed.rank() == 0 else None))
@@ -125,7 +125,7 @@ class Saver:
             faults.point("checkpoint.written")
         except OSError as error:
             draft.problem = UserError(
-                f"{draft.path}: checkpoint not written ({error.strerror}); the one before it is whole"
+                f"{draft.path}: checkpoint not written ({error.strerror}); the same command goes on when it can be"
             )
         except Exception as error:  # any: in a thread it would be lost
             draft.problem = UserError(f"{draft.path}: checkpoint not written ({type(error).__name__}: {error})")

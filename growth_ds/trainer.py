@@ -132,6 +132,7 @@ class Trainer:
             code = self._stages() if self._start(resume) else STOPPED
             # A rank that leaves first has the launcher terminate the others: all must be done by then.
             distributed.barrier()
+            self.stop.settle()
             return code
         finally:
             self.progress.close()
@@ -143,23 +144,23 @@ class Trainer:
 
     def _stages(self) -> int:
         engine: ZeroEngine | None = None
-        while (index := self._next_stage()) is not None:
-            if engine is not None:
-                engine.close()
-            try:
+        try:
+            while (index := self._next_stage()) is not None:
+                if engine is not None:
+                    engine.close()
                 engine = self._enter(index)
-            except Stopped:
-                distributed.settle(self.problem)
-                self.progress.say(f"stopped before stage {index} was entered; {self.folder.path} is as it was, the "
-                                  "same command goes on")  # fmt: skip
-                return STOPPED
-            if self._stage(engine, index):
-                self.progress.say(f"stopped after step {self.position.step} of {self.run.total_steps}, saved in "
-                                  f"{self.folder.path}; the same command goes on")  # fmt: skip
-                engine.close()
-                return STOPPED
-        if engine is not None:
-            engine.close()
+                if self._stage(engine, index):
+                    where = f"stopped after step {self.position.step} of {self.run.total_steps}, saved in"
+                    self.progress.say(f"{where} {self.folder.path}; the same command goes on")
+                    return STOPPED
+        except Stopped:
+            distributed.settle(self.problem)  # the stop may have been ours, for a disk that takes no line
+            where = f"stopped before the stage was entered; {self.folder.path} is as it was"
+            self.progress.say(f"{where}, the same command goes on")
+            return STOPPED
+        finally:
+            if engine is not None:
+                engine.close()  # also when something fails: a process that goes on must not keep it
         return FINISHED
 
     def _next_stage(self) -> int | None:

@@ -201,6 +201,7 @@ def test_a_parameter_without_a_row_in_the_layout(refused, monkeypatch):
     monkeypatch.delitem(layout.LAYERS, "layers.{layer}.up.bias")
     words = "layout has no row for 'layers.0.up.bias'; add it to growth_ds/model/layout.py with its axes"
     assert words in refused("train", "good.yaml")
+    words = "ckpt/manifest.json: does not describe a checkpoint (tensors)"
     assert words in refused("grow", "ckpt", "--to", "deep.yaml", "--recipe", "stack", "--out", "out")
 
 

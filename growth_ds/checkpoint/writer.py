@@ -122,7 +122,8 @@ def commit(
     if tokenizer is not None:
         (folder / TOKENIZER).mkdir()
         for source in sorted(path for path in tokenizer.iterdir() if path.is_file() and is_file_name(path.name)):
-            path = Path(shutil.copyfile(source, folder / TOKENIZER / source.name))
+            path = folder / TOKENIZER / source.name
+            path.write_bytes(source.read_bytes())  # a full disk is then no fault of the source
             sync(path)
             size = path.stat().st_size
             files[path.relative_to(folder).as_posix()] = {"bytes": size, "header": size, "sha256": sha256(path)}

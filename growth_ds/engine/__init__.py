@@ -7,6 +7,11 @@
     zero_state.py   StateStore over a live engine
     scrub.py        what DeepSpeed leaves on a module, removed
     zero.py         ZeroEngine: step, evaluate, state, close
+    checksum.py     a sum over bits that slices add up to
+    memory.py       what this process may take, and holds
+    rigid.py universal.py ds_files.py unnamed.py    DeepSpeed's own checkpoint folders
+    processes.py    who a process is, whatever the clock says; launchers above it
+    reports.py      how ranks say how they ended
     signals.py      stop requests: SIGTERM, SIGINT, a dead launcher
     launch.py       `deepspeed` as a child process, with honest exit codes
 

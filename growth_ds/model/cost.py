@@ -10,6 +10,9 @@ from growth_ds.model.layout import parameter_shapes
 TRAIN_FACTOR = 3
 """A training step costs the forward, and twice that for the gradients of inputs and weights."""
 
+PERSISTENT = 100_000
+"""Elements up to which ZeRO-3 keeps a parameter whole on every rank: DeepSpeed's stage3_param_persistence_threshold."""
+
 
 def parameters(model: Model) -> int:
     """Number of stored weights; the tied decoder counts once."""
@@ -79,7 +82,8 @@ def _fresh_engine(model: Model, zero: int, ranks: int, low_precision: bool) -> i
     if zero == 3:
         # In fp32 the flat weights are the masters. The buffer of gradients is zeroed with the engine, and so there.
         masters = 4 * share if low_precision else 0
-        return width * share + masters + 4 * share + moments
+        kept = sum(size for size in map(prod, parameter_shapes(model).values()) if size <= PERSISTENT)
+        return width * (share + kept) + masters + 4 * share + moments
     # The flat weights, and this rank's masters. ZeRO-1 in bf16 has all gradients in fp32 from the start; the others'
     # come with the first backward.
     gradients = 4 * count if zero == 1 and low_precision else 0

@@ -185,17 +185,6 @@ def case_a_line_of_the_ledger_that_does_not_fit() -> None:
     distributed.barrier()
 
 
-def case_a_full_disk_under_tensorboard() -> None:
-    """Its thread says nothing, the run ends with one line: of the metrics or of TensorBoard, whichever was first."""
-    run = run_of(every=100, tensorboard=True)
-    with small_disk("board", "8m") as disk, at("step", 3, lambda: fill(disk, 0)):
-        fails(run, "board/run", r"cannot be written \(No space left on device\)")
-        if distributed.rank() == 0:
-            (disk / "ballast").unlink()
-        distributed.barrier()
-        ends_well(run, "board/run")
-
-
 @contextmanager
 def _read_only(path: Path) -> Iterator[Callable[[], None]]:
     """What makes a folder read-only, whoever has files open in it."""

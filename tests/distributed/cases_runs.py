@@ -38,6 +38,9 @@ class StopAfter:
     def __bool__(self) -> bool:
         return self.trainer.position.step + 1 == self.step
 
+    def settle(self) -> None:
+        """There is no signal that could come."""
+
 
 def train(run: Run, name: str, stop_after: int | None = None) -> int:
     text = Text.of(run)

@@ -13,11 +13,11 @@ from __future__ import annotations
 from functools import partial
 from itertools import product
 
+from growth_ds.engine.scrub import live_engines
 from tests.distributed.state_matrix import GROWTHS, RANKS, STAGES, Move, Place, reference, resume, save
 
 PLACES = [Place(ranks, stage) for ranks, stage in product(RANKS, STAGES)]
 MATRIX = [Move(saved, resumed, growth) for growth in GROWTHS for saved, resumed in product(PLACES, PLACES)]
-RANK_PAIRS = list(product(RANKS, RANKS))
 
 
 def _turns(
@@ -26,8 +26,8 @@ def _turns(
     """All pairs of stages from one kind of place to another; ranks and growths in turn."""
     moves = []
     for number, (a, b) in enumerate(product(old_stages, new_stages)):
-        m, n = RANK_PAIRS[number % len(RANK_PAIRS)]
-        moves.append(Move(Place(m, a, old), Place(n, b, new), list(GROWTHS)[number % len(GROWTHS)]))
+        m, n, growth = RANKS[number // 3 % 3], RANKS[number % 3], list(GROWTHS)[(number + number // 3) % 3]
+        moves.append(Move(Place(m, a, old), Place(n, b, new), growth))
     return moves
 
 
@@ -75,11 +75,16 @@ def groups_for(moves: list[Move]) -> list[tuple[int, list[str]]]:
     groups = [(ranks, saves[ranks]) for ranks in first]
     if first[-1] == then[0]:  # the same ranks go on
         groups[-1] = (first[-1], saves[first[-1]] + resumes[then.pop(0)])
-    return groups + [(ranks, resumes[ranks]) for ranks in then]
+    groups += [(ranks, resumes[ranks]) for ranks in then]
+    return [(ranks, [*names, "no_engine_is_left"]) for ranks, names in groups]
 
 
 def _is_wanted(name: str, moves: list[Move]) -> bool:
     return name.replace("_", "-") in {move.reference for move in moves}
+
+
+def case_no_engine_is_left() -> None:
+    assert live_engines() == 0
 
 
 for _name, _of in REFERENCES.items():

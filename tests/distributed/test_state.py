@@ -47,7 +47,7 @@ def everything(store, tmp_path_factory):
 
 
 def _names(moves):
-    return [name for _, names in groups_for(moves) for name in names]
+    return dict.fromkeys(name for _, names in groups_for(moves) for name in names)
 
 
 def _check(results, name):

@@ -187,7 +187,7 @@ class Manifest:
         return model
 
     def _check_tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        if list(shapes) != list(self.tensors):
+        if set(shapes) != set(self.tensors):
             raise ValueError("tensors")
         keys = {"shape", "dtype", "step", *self.kinds}
         for name, row in self.tensors.items():

@@ -135,6 +135,7 @@ class Coordinator:
         distributed.settle(problem)
         assert current is not None
         self.saver.saved = (current.facts["step"], current.facts["stage"])
+        self.saver.published = current.facts["step"]
         return current, current.facts
 
     def _mode(self, index: int, position: Position, plan: GrowthPlan, old: Model) -> str:

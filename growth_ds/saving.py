@@ -67,7 +67,9 @@ class Saver:
         self.main = distributed.rank() == 0
         self.current: Checkpoint | None = None  # on rank 0: what `latest` names
         self.saved: tuple[int, int] | None = None
-        """(step, stage) of the newest checkpoint, on every rank."""
+        """(step, stage) of the newest checkpoint, on every rank; it may still be on its way to the disk."""
+        self.published = 0
+        """Step of the checkpoint that `latest` names, on every rank; 0 without one."""
         self._pending: _Draft | None = None
 
     def save(
@@ -90,10 +92,22 @@ class Saver:
         draft.thread.start()
         self._pending = draft
 
-    def poll(self) -> None:
-        """Publish a checkpoint written in the background if all ranks have it on disk."""
+    def is_due(self, step: int) -> bool:
+        """Whether it is time for a checkpoint. In the background it begins early, by a tenth of the steps between two:
+        it has so long to be written, and a kill meanwhile still costs no more than those steps."""
+        options = self.run.checkpoint
+        if not options.background:
+            return step % options.every == 0
+        early = min(options.every - 1, max(1, options.every // 10))
+        return step - (self.saved or (0, 0))[0] >= options.every - early
+
+    def poll(self, step: int) -> None:
+        """Publish a checkpoint written in the background if all ranks have it on disk; wait for it where training on
+        would let a kill cost more than the steps between two."""
         draft = self._pending
-        if draft is not None and draft.thread is not None and not distributed.agree(draft.thread.is_alive()):
+        if draft is None or draft.thread is None:
+            return
+        if step - self.published >= self.run.checkpoint.every or not distributed.agree(draft.thread.is_alive()):
             self.finish()
 
     def finish(self) -> None:
@@ -141,6 +155,7 @@ class Saver:
             with agreed(draft.path):
                 if records is not None:
                     self._publish(draft, records)
+            self.published = draft.facts["step"]
         finally:
             if self.main:
                 shutil.rmtree(draft.folder, ignore_errors=True)  # nothing there once it was renamed

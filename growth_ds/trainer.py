@@ -269,13 +269,13 @@ class Trainer:
         if steps:
             self._measure(engine, index)  # what a stop has left undone at this very step
         for micro_batches in self.text.batches(self.run, steps, self.rank, self.ranks):
+            self.coordinator.saver.poll(self.position.step)
             faults.point("step")
             if self._step(engine, index, micro_batches):
                 return True
-            self.coordinator.saver.poll()
             if self.position.step < steps.stop:
                 self._measure(engine, index)
-                if self.position.step % self.run.checkpoint.every == 0:
+                if self.coordinator.saver.is_due(self.position.step):
                     self._save(engine, index)
         return False
 

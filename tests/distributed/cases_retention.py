@@ -131,12 +131,12 @@ def case_a_stop_at_the_end_of_a_stage_takes_nothing_from_it() -> None:
 
 
 def case_in_the_background_latest_waits_for_the_writer() -> None:
-    trainer, seen = trainer_of(run_of(every=2, keep=9, background=True), "behind"), {}
+    trainer, seen = trainer_of(run_of(every=3, keep=9, background=True), "behind"), {}
     go_on = threading.Event()
 
     def look(step: int) -> None:
         seen[step] = latest("behind")
-        if step == 4:
+        if step == 3:
             assert [path.suffix for path in trainer.folder.checkpoints.glob(".*")] == [".tmp"]
             pending = trainer.coordinator.saver._pending
             assert pending is not None
@@ -150,7 +150,7 @@ def case_in_the_background_latest_waits_for_the_writer() -> None:
 
     with before_each_step(look), slices_through(hold):
         assert trainer.train(True) == FINISHED
-    assert [seen[step] for step in (3, 4, 5)] == ["", "", "02-stage-0"]
+    assert [seen[step] for step in (2, 3, 4)] == ["", "", "02-stage-0"]
     assert latest("behind") == "08-stage-0"
     assert not list(trainer.folder.checkpoints.glob(".*"))
 
@@ -168,6 +168,21 @@ def case_what_is_written_in_the_background_is_the_state_of_its_step() -> None:
         assert behind.facts["step"] == step
 
 
+def case_the_background_never_lets_a_kill_cost_more_than_the_steps_between_two() -> None:
+    """However slow the disk is, and for any number of them: the step that comes is at most so far ahead of `latest`."""
+    for every in (1, 2, 3, 5):
+        name, lost = f"bound-{every}", []
+
+        def look(step: int, name: str = name, lost: list[int] = lost) -> None:
+            lost.append(step - int(latest(name)[:2] or 0))
+
+        with before_each_step(look), slices_through(lambda file: threading.Event().wait(0.002)):
+            assert trainer_of(run_of(every=every, background=True), name).train(True) == FINISHED
+        assert len(lost) == 8
+        assert max(lost) <= every
+        assert losses(name) == losses("ahead")
+
+
 def case_a_background_write_that_fails_is_reported() -> None:
     """At the next look at it; `latest` stays, and so does what it names."""
 
@@ -175,7 +190,7 @@ def case_a_background_write_that_fails_is_reported() -> None:
         if "step-00000004" in str(file.path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    run = run_of(every=2, background=True)
+    run = run_of(every=3, background=True)
     line = r"step-00000004-stage-0: checkpoint not written \(No space left on device\)"
     with slices_through(full), pytest.raises(UserError, match=line):
         trainer_of(run, "failing").train(True)
@@ -191,7 +206,7 @@ def case_a_background_write_that_breaks_in_any_other_way_is_reported_too() -> No
 
     line = r"step-00000002-stage-0: checkpoint not written \(KeyError: 'an accident'\)"
     with slices_through(broken), pytest.raises(UserError, match=line):
-        trainer_of(run_of(every=2, background=True), "accident").train(True)
+        trainer_of(run_of(every=3, background=True), "accident").train(True)
     assert latest("accident") == ""
 
 

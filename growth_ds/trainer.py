@@ -25,6 +25,7 @@ from growth_ds.engine import distributed, ds_config
 from growth_ds.engine.ds_config import resolve_precision
 from growth_ds.engine.reports import remove_stale
 from growth_ds.engine.signals import StopFlag
+from growth_ds.engine.watch import Watch
 from growth_ds.engine.zero import StepResult, ZeroEngine
 from growth_ds.errors import Stopped, UserError
 from growth_ds.evaluate.mlm import Validation, unigram_entropy
@@ -79,8 +80,9 @@ def train(run: Run, run_dir: Path, resume: bool, stop: StopFlag) -> int:
     anything is written.
     """
     distributed.init_distributed(run.engine.timeout_s)
-    run, text = _opened(run)
-    return Trainer(run, RunFolder(run_dir), text, stop).train(resume)
+    with Watch():
+        run, text = _opened(run)
+        return Trainer(run, RunFolder(run_dir), text, stop).train(resume)
 
 
 def _opened(run: Run) -> tuple[Run, Text]:

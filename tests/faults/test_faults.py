@@ -39,7 +39,8 @@ def run_of(zero: int, coordinator: str, background: bool) -> Run:
     return small_run(
         f"zero-{zero}",
         steps=(BOUNDARY, STEPS - BOUNDARY),
-        engine={"precision": "fp32", "zero": zero, "coordinator": coordinator},
+        # nobody ends a rank here whose peer has died before they met: it waits so long
+        engine={"precision": "fp32", "zero": zero, "coordinator": coordinator, "timeout_s": 60},
         checkpoint={"every": EVERY, "keep": 2, "background": background},
         evaluation={"tokens": 256, "every": 4},
     )

@@ -1,0 +1,49 @@
+"""One rank for test_watch.py: `python -m tests.engine.watched_rank HOW`, with the usual variables; GRACE_S is short."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from growth_ds.engine import distributed, watch
+from growth_ds.engine.watch import Watch
+from growth_ds.errors import UserError
+
+LONG_S = 60.0
+"""How long ranks wait for nothing: whoever tests them waits less."""
+watch.GRACE_S = 0.5
+
+
+def main(how: str) -> None:
+    dist.init_process_group("gloo", timeout=timedelta(seconds=LONG_S))
+    last = distributed.world_size() - 1
+    is_first = distributed.rank() == int(os.environ.get("DIES", str(last)))
+    with Watch() as watching:
+        assert watching._thread is not None
+        distributed.barrier()
+        print("in", flush=True)
+        if how == "killed" and is_first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "killed":  # not in a collective: a group waits for the address of the dead one
+            dist.new_group(list(range(last + 1)), timeout=timedelta(seconds=LONG_S))
+        if how == "raises" and is_first:
+            raise RuntimeError("an accident")
+        if how == "raises":
+            time.sleep(LONG_S)
+        if how == "stops" and not is_first:
+            time.sleep(4 * watch.GRACE_S)  # the other one is long gone by then, and has said so
+    if how == "refuses":
+        with contextlib.suppress(UserError), Watch():
+            if is_first:
+                raise UserError("what was given cannot be used")
+            time.sleep(4 * watch.GRACE_S)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -190,7 +190,7 @@ class Coordinator:
             micro_batch=stage.batch.micro,
             accumulation=stage.batch.accumulation(distributed.world_size()),
             clip=stage.optim.clip,
-            optimizer={"lr": stage.optim.lr, "betas": stage.optim.betas, "eps": stage.optim.eps},
+            optimizer=stage.optim.model_dump(include={"name", "betas", "eps", "nvlamb"}),
             extra=options.deepspeed,
             filled_later=True,
             update_scale=rates.update_scale if self.during.rates else None,

@@ -239,7 +239,7 @@ SURFACE = {
     "Log": "every tensorboard",
     "Model": "layers hidden heads ffn thin_ffn thin_every head_size stored_layers vocab_size positions segments norm "
     "nsp activation dropout attention_dropout norm_eps init_std",
-    "Optim": "name lr warmup decay final schedule weight_decay betas eps clip",
+    "Optim": "name nvlamb lr warmup decay final schedule weight_decay betas eps clip",
     "Run": "name seed data engine optim checkpoint log evaluation stages",
     "Sources": "source share",
     "Stage": "model length batch optim steps tokens grow",

@@ -39,9 +39,12 @@ class Data(Frozen):
 
 
 class Optim(Frozen):
-    """AdamW and its learning rate. The rate is a pure function of the step counter."""
+    """The optimizer and its learning rate. The rate is a pure function of the step counter."""
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "lamb"] = "adamw"
+    """`lamb`: trust ratios of whole parameters, under any ZeRO stage; for batches of thousands of rows."""
+    nvlamb: bool = False
+    """Under `lamb`: a trust ratio for biases and norms too, which are not decayed (NVIDIA's variant)."""
     lr: float = Field(default=1e-4, gt=0.0)
     """Peak learning rate."""
     warmup: float = Field(default=0.01, ge=0.0)
@@ -62,6 +65,8 @@ class Optim(Frozen):
     def _warmup_whole(self) -> Optim:
         if self.warmup >= 1 and not float(self.warmup).is_integer():
             raise ValueError(f"warmup {self.warmup} is neither a fraction below 1 nor whole steps")
+        if self.nvlamb and self.name != "lamb":
+            raise ValueError("nvlamb is a variant of lamb; give name: lamb, or leave it out")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"betas {list(self.betas)} must lie in [0, 1)")
         return self

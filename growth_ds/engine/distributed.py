@@ -243,6 +243,15 @@ def reduce_floats(values: Sequence[float]) -> list[float]:
     return [float(value) for value in tensor.tolist()]
 
 
+def sum_in_place(tensor: torch.Tensor) -> None:
+    """Replace a tensor, wherever it is, by its sum over the ranks. One collective; every rank calls it."""
+    if world_size() == 1:
+        return
+    shared = tensor.to(device())
+    dist.all_reduce(shared)
+    tensor.copy_(shared)
+
+
 def agree(flag: bool) -> bool:
     """True on every rank when it is True on any."""
     return bool(reduce_integers([int(bool(flag))], "max")[0])

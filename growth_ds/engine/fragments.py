@@ -6,7 +6,7 @@ in 16 bits, no state before the first step, no step count. So each stage is desc
 answers one question, "which slice of this parameter is mine, and where", and everything else is written once on top.
 
     optimizer class            when                        state lives in
-    torch AdamW                ZeRO-0 fp32                 the parameters themselves, whole on every rank
+    ours itself                ZeRO-0 fp32                 the parameters themselves, whole on every rank
     FP16_UnfusedOptimizer      ZeRO-0 bf16, fp16           fp32 copies per parameter, whole on every rank
     BF16_Optimizer             ZeRO-1 bf16                 one flat fp32 partition per group and rank
     DeepSpeedZeroOptimizer     ZeRO-1 fp32 fp16, ZeRO-2    one flat fp32 partition per group and rank
@@ -24,6 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from growth_ds.optim.adamw import AdamW
+from growth_ds.optim.lamb import Lamb, Segment
+from growth_ds.optim.state import adam_state
+
+Optimizer = AdamW | Lamb
 
 UpdateScale = Callable[[str, int, int], Tensor | None]
 """(parameter name, begin, end) -> fp32 multipliers (end - begin,) of Adam's update for that slice of the flattened
@@ -57,7 +61,7 @@ class Fragments:
 
     replicated = False  # True: every rank holds the whole parameter
 
-    def __init__(self, ds_optimizer: Any, optimizer: AdamW) -> None:
+    def __init__(self, ds_optimizer: Any, optimizer: Optimizer) -> None:
         self.ds_optimizer = ds_optimizer
         self.optimizer = optimizer
 
@@ -86,19 +90,8 @@ class Fragments:
         raise NotImplementedError
 
     def state_of(self, master: Tensor) -> dict[str, Any]:
-        """Adam's state for `master`, made of zeros when it is missing.
-
-        torch makes it at the first step, so a fresh engine has none to write into. The forms below are the ones torch
-        AdamW makes (`_init_group`): a 0-d fp32 tensor for the step, on the parameter's device when fused.
-        """
-        state = self.optimizer.state[master]
-        if "exp_avg" not in state:
-            fused = bool(self.optimizer.param_groups[0].get("fused"))
-            device = master.device if fused else torch.device("cpu")
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            state["exp_avg"] = torch.zeros_like(master, requires_grad=False, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(master, requires_grad=False, memory_format=torch.preserve_format)
-        return state
+        """Adam's state for `master`, made of zeros when it is missing."""
+        return adam_state(self.optimizer.state[master], master, bool(self.optimizer.param_groups[0].get("fused")))
 
     def ensure_states(self) -> None:
         """Make all missing Adam state, and link it where DeepSpeed's own accessors look for it.
@@ -135,7 +128,7 @@ class PlainFragments(Fragments):
 class CopyFragments(PlainFragments):
     """ZeRO-0 in 16 bits: FP16_UnfusedOptimizer keeps one fp32 copy per parameter."""
 
-    def __init__(self, ds_optimizer: Any, optimizer: AdamW) -> None:
+    def __init__(self, ds_optimizer: Any, optimizer: Optimizer) -> None:
         super().__init__(ds_optimizer, optimizer)
         pairs = zip(ds_optimizer.fp16_groups, ds_optimizer.fp32_groups, strict=True)
         self._copies = {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
@@ -174,7 +167,7 @@ class Stage3Fragments(Fragments):
     sizes do not divide (stage3.py, set_full_hp_param); the padding is cut off here instead.
     """
 
-    def __init__(self, ds_optimizer: Any, optimizer: AdamW, rank: int) -> None:
+    def __init__(self, ds_optimizer: Any, optimizer: Optimizer, rank: int) -> None:
         super().__init__(ds_optimizer, optimizer)
         self.rank = rank
 
@@ -216,7 +209,7 @@ class Stage3Fragments(Fragments):
 def multipliers(
     fragments: Fragments, params: dict[str, nn.Parameter], update_scale: UpdateScale
 ) -> dict[Tensor, Tensor]:
-    """Master -> fp32 multiplier of each of its elements, for `growth_ds.optim.adamw`; this rank's alone.
+    """Master -> fp32 multiplier of each of its elements, for the optimizer; this rank's alone.
 
     A master all of whose parameters have none is left out: it keeps torch's step. In the others 1 stands for the
     parameters without and for the padding. Raises ValueError for a tensor of another size.
@@ -237,11 +230,21 @@ def multipliers(
     return found
 
 
+def segments(fragments: Fragments, params: dict[str, nn.Parameter]) -> dict[Tensor, list[Segment]]:
+    """Master -> where in it this rank's parts of the parameters lie, numbered in the order of `params`."""
+    found: dict[Tensor, list[Segment]] = {}
+    for index, param in enumerate(params.values()):
+        fragment = fragments.locate(param)
+        if fragment is not None:
+            found.setdefault(fragment.master, []).append(Segment(index, fragment.offset, fragment.numel))
+    return found
+
+
 def for_engine(ds_engine: Any, rank: int) -> Fragments:
     """The description that fits DeepSpeed's optimizer class; RuntimeError for one that is unknown."""
     outer = ds_engine.optimizer
     kind = type(outer).__name__
-    if isinstance(outer, AdamW):
+    if isinstance(outer, Optimizer):
         return PlainFragments(outer, outer)
     if kind == "FP16_UnfusedOptimizer":
         return CopyFragments(outer, outer.optimizer)

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from growth_ds import faults
 from growth_ds.engine import distributed, ds_config, scrub
 from growth_ds.engine.distributed import RankError
-from growth_ds.engine.fragments import UpdateScale, for_engine, multipliers
+from growth_ds.engine.fragments import UpdateScale, for_engine, multipliers, segments
 from growth_ds.engine.scrub import live_engines
 from growth_ds.engine.state import TensorState
 from growth_ds.engine.zero_state import ZeroStore
 from growth_ds.errors import Stopped, UserError
 from growth_ds.optim.adamw import AdamW
+from growth_ds.optim.lamb import Lamb
 
 __all__ = ["StepResult", "ZeroEngine", "live_engines"]
 
@@ -53,7 +54,7 @@ class StepResult:
 
 
 class ZeroEngine:
-    """A module under DeepSpeed with AdamW. `init_distributed` comes first; all ranks build it alike.
+    """A module under DeepSpeed with AdamW or LAMB. `init_distributed` comes first; all ranks build it alike.
 
     Args:
         module: in fp32. It is cast, moved and partitioned in place; rank 0's weights are the ones that count.
@@ -62,7 +63,8 @@ class ZeroEngine:
         zero: DeepSpeed's `zero_optimization` options ({"stage": 0..3, ...}) or a JSON that has them.
         precision: "fp32", "bf16", "fp16" or "auto".
         clip: largest norm of the gradient; 0 switches clipping off.
-        optimizer: {"lr": ..., "betas": (b1, b2), "eps": ...}; `step` sets the lr that is used.
+        optimizer: {"betas": (b1, b2), "eps": ..., "name": "adamw" (default) or "lamb", "nvlamb": False}; `step` gets
+            the lr.
         extra: more DeepSpeed options, merged; UserError when one contradicts ours.
         filled_later: the caller writes every parameter through `state`, so the module's own values need no care.
         update_scale: multipliers of Adam's update for each element (not of the decay), by name and slice; None: all 1.
@@ -107,6 +109,8 @@ class ZeroEngine:
         self._store = ZeroStore(self._fragments, params, shapes)
         if update_scale is not None:
             self._fragments.optimizer.multipliers = multipliers(self._fragments, params, update_scale)
+        if isinstance(self._fragments.optimizer, Lamb):
+            self._describe(self._fragments.optimizer, params)
         if self._stage == 0 and self._precision != "fp32":
             _accumulate_in_fp32(params, accumulation)
         if self._stage == 3:
@@ -122,6 +126,12 @@ class ZeroEngine:
         for name in list(exact):
             weight = exact.pop(name).float()
             self._store.write(name, TensorState(weight, None, None, 0) if self.rank == 0 else None)
+
+    def _describe(self, lamb: Lamb, params: dict[str, nn.Parameter]) -> None:
+        """Tell LAMB which parameters its flat tensors are made of, and how to sum their norms over the ranks."""
+        lamb.segments, lamb.parameters = segments(self._fragments, params), len(params)
+        if self.world_size > 1 and not self._fragments.replicated:
+            lamb.reduce = distributed.sum_in_place
 
     @property
     def state(self) -> ZeroStore:
@@ -161,7 +171,7 @@ class ZeroEngine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def step(self, micro_batches: Sequence[Any], lr: float, stop: bool = False) -> StepResult:
-        """Forward, backward and one AdamW step on `accumulation` micro-batches at learning rate `lr`.
+        """Forward, backward and one optimizer step on `accumulation` micro-batches at learning rate `lr`.
 
         Collective. RankError when another rank failed before the forward (unreadable batch, wrong number of them).
         """
@@ -291,30 +301,36 @@ def _check_groups(groups: ParamGroups, params: dict[str, nn.Parameter]) -> None:
 
 
 def _initialize(module: nn.Module, groups: ParamGroups, config: dict[str, Any], options: dict[str, Any]) -> Any:
-    """DeepSpeed's engine over our AdamW, which is torch's, so that no optimizer op is compiled at the start."""
+    """DeepSpeed's engine over our optimizer, so that no op of DeepSpeed's is compiled at the start."""
     import deepspeed
     from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
     from pydantic import ValidationError
 
     distributed.quiet_deepspeed()
-    if AdamW not in ZERO_SUPPORTED_OPTIMIZERS:  # by type, not by base class: it would warn of an untested optimizer
-        ZERO_SUPPORTED_OPTIMIZERS.append(AdamW)
-    # lr 0: FP16_UnfusedOptimizer steps once on zero gradients in its constructor, and AdamW would decay the weights.
-    settings = {"lr": 0.0, "betas": tuple(options["betas"]), "eps": options["eps"]}
-    tensors = [dict(group, params=list(group["params"])) for group in groups if group["params"]]
-    try:
-        adamw = AdamW(tensors, fused=True, **settings)
-    except RuntimeError:  # a device or dtype without the fused kernel
-        adamw = AdamW(tensors, foreach=True, **settings)
+    for kind in (AdamW, Lamb):
+        if kind not in ZERO_SUPPORTED_OPTIMIZERS:  # by type, not by base class: it would warn of an untested optimizer
+            ZERO_SUPPORTED_OPTIMIZERS.append(kind)
+    optimizer = _optimizer([dict(group, params=list(group["params"])) for group in groups if group["params"]], options)
     try:
         engine, _, _, _ = deepspeed.initialize(
-            model=module, optimizer=adamw, config=config, dist_init_required=False, model_parameters=None
+            model=module, optimizer=optimizer, config=config, dist_init_required=False, model_parameters=None
         )
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise UserError(f"engine.zero or engine.deepspeed: DeepSpeed refuses '{where}': {problem['msg']}") from None
     return engine
+
+
+def _optimizer(groups: ParamGroups, options: dict[str, Any]) -> AdamW | Lamb:
+    # lr 0: FP16_UnfusedOptimizer steps once on zero gradients in its constructor, which would decay the weights.
+    settings = {"lr": 0.0, "betas": tuple(options["betas"]), "eps": options["eps"]}
+    if options.get("name", "adamw") == "lamb":
+        return Lamb(groups, **settings, nvlamb=options.get("nvlamb", False))
+    try:
+        return AdamW(groups, fused=True, **settings)
+    except RuntimeError:  # a device or dtype without the fused kernel
+        return AdamW(groups, foreach=True, **settings)
 
 
 def _accumulate_in_fp32(params: dict[str, nn.Parameter], accumulation: int) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growth_ds.optim.state import adam_state
+
 SLICE = 2**22
 """Elements of one slice of an explicit step: its two temporaries take 32 MiB in fp32, whatever the tensor's size."""
 
@@ -62,7 +64,7 @@ class AdamW(torch.optim.AdamW):
         """torch's formula (`_single_tensor_adam`), elementwise and in slices."""
         if multiplier.numel() != param.numel():
             raise ValueError(f"{multiplier.numel()} multipliers for a parameter of {param.numel()} elements")
-        state = self._state(group, param)
+        state = adam_state(self.state[param], param, bool(group["fused"]))
         state["step"] += 1
         (b1, b2), step, lr = group["betas"], float(state["step"]), float(group["lr"])
         size, root = lr / (1 - b1**step), (1 - b2**step) ** 0.5
@@ -76,13 +78,3 @@ class AdamW(torch.optim.AdamW):
             second.mul_(b2).addcmul_(slope, slope, value=1 - b2)
             update = first / (second.sqrt().div_(root).add_(group["eps"]))
             weight.sub_(update.mul_(scale), alpha=size)
-
-    def _state(self, group: dict[str, Any], param: Tensor) -> dict[str, Any]:
-        """The state of a parameter, made as torch makes it: the fused kernels want the count on their own device."""
-        state = self.state[param]
-        if not state:
-            device = param.device if group["fused"] else torch.device("cpu")
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        return state

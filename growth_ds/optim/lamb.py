@@ -144,8 +144,8 @@ class _Piece:
         # A rate that is scaled for a whole group has its decay divided by the same factor, so that only Adam's part is
         # scaled (see `groups`). The trust ratio undoes that of itself, and here it is left out of the rate.
         lr = float(group["lr"]) / (float(group.get("lr_scale", 1.0)) if adapts else 1.0)
-        parts = (tensor.narrow(0, segment.offset, segment.numel) for tensor in (weight, update))
-        return _Piece(segment.index, *parts, lr, adapts)
+        weight, update = (tensor.narrow(0, segment.offset, segment.numel) for tensor in (weight, update))
+        return _Piece(segment.index, weight, update, lr, adapts)
 
 
 def _flat_gradient(param: Tensor) -> Tensor:

@@ -322,6 +322,22 @@ def case_dropout_is_the_same_after_a_resume() -> None:
     assert losses("dropout") != losses("reference")
 
 
+def case_lamb_is_the_same_in_every_stage_through_a_growth() -> None:
+    def run(zero: int) -> Run:
+        optim = {"name": "lamb", "lr": 0.02, "warmup": 4, "weight_decay": 0.01}
+        return small_run(steps=(10, 10), optim=optim, engine={"precision": "fp32", "zero": zero})
+
+    for zero in (0, 1, 2, 3):
+        assert train(run(zero), f"lamb-{zero}") == FINISHED
+        torch.testing.assert_close(losses(f"lamb-{zero}"), losses("lamb-0"), rtol=0, atol=1e-5)
+    assert losses("lamb-0")[-1] < losses("lamb-0")[0] - 0.1
+    for stop, zero in ((10, 1), (15, 3)):
+        assert train(run(zero), "lamb-cut", stop_after=stop) == STOPPED
+    assert train(run(0), "lamb-cut") == FINISHED
+    torch.testing.assert_close(losses("lamb-cut"), losses("lamb-0"), rtol=0, atol=1e-5)
+    assert set(final("lamb-cut").steps.values()) == {20}
+
+
 def case_leave_a_run_for_one_rank() -> None:
     assert train(small_run(), "stop-for-one", stop_after=30) == STOPPED
 

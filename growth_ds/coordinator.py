@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from growth_ds import faults
@@ -31,7 +30,8 @@ from growth_ds.config import Grow, Model, Run, Stage
 from growth_ds.during import During, ModelRates
 from growth_ds.engine import distributed
 from growth_ds.engine.ds_config import resolve_precision
-from growth_ds.engine.memory import available_memory, release_memory, unsent_weights
+from growth_ds.engine.memory import available_memory, release_memory
+from growth_ds.engine.unfilled import lazy_zeros, unfilled
 from growth_ds.engine.zero import ZeroEngine
 from growth_ds.errors import GrowthFailed, UserError
 from growth_ds.growth.plan import GrowthPlan
@@ -173,7 +173,7 @@ class Coordinator:
         # in the precision of the forward: DeepSpeed's cast would write every element, a whole model on each rank
         self.module = empty_module(stage.model, DTYPES[resolve_precision(options.precision)])
         rates = ModelRates(stage.model, self.during.rates)
-        with unsent_weights():
+        with unfilled():
             engine = self._engine(stage, rates)
         engine.interrupted = self.interrupted
         release_memory()
@@ -307,7 +307,6 @@ def empty_module(model: Model, dtype: torch.dtype = torch.float32) -> Bert:
         module = Bert(model)
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
-            zeros = torch.from_numpy(np.zeros(parameter.numel() * dtype.itemsize, dtype=np.uint8))
-            zeros = zeros.view(dtype).view(parameter.shape)
+            zeros = lazy_zeros(parameter.shape, dtype)
             setattr(part, name, torch.nn.Parameter(zeros, requires_grad=parameter.requires_grad))
     return module

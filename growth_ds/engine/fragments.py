@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from growth_ds.engine.unfilled import zeros_like
 from growth_ds.optim.adamw import AdamW
 from growth_ds.optim.lamb import Lamb, Segment
 from growth_ds.optim.state import adam_state
@@ -91,7 +92,8 @@ class Fragments:
 
     def state_of(self, master: Tensor) -> dict[str, Any]:
         """Adam's state for `master`, made of zeros when it is missing."""
-        return adam_state(self.optimizer.state[master], master, bool(self.optimizer.param_groups[0].get("fused")))
+        fused = bool(self.optimizer.param_groups[0].get("fused"))
+        return adam_state(self.optimizer.state[master], master, fused, zeros_like)
 
     def ensure_states(self) -> None:
         """Make all missing Adam state, and link it where DeepSpeed's own accessors look for it.

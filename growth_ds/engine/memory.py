@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -38,19 +37,3 @@ def release_memory() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-
-
-@contextlib.contextmanager
-def unsent_weights() -> Iterator[None]:
-    """Engines made in the block do not get rank 0's weights: for a module whose weights are all written later.
-
-    DeepSpeed sends the whole model before ZeRO-3 cuts it: every rank but one would hold all of it for a while.
-    """
-    from deepspeed.runtime.engine import DeepSpeedEngine
-
-    send = DeepSpeedEngine._broadcast_model
-    DeepSpeedEngine._broadcast_model = lambda _: None
-    try:
-        yield
-    finally:
-        DeepSpeedEngine._broadcast_model = send

@@ -71,7 +71,8 @@ def growth_peak(old: Model, new: Model, zero: int, ranks: int, low_precision: bo
 
 
 def _fresh_engine(model: Model, zero: int, ranks: int, low_precision: bool) -> int:
-    """Bytes of an engine that has not stepped: the empty module is lazily zeroed, so that it has no pages itself."""
+    """Bytes of an engine on the CPU that has not stepped: module, gradients and moments are lazily zeroed, so that they
+    have pages once they are written."""
     count = parameters(model)
     share = -(-count // ranks)
     width = 2 if low_precision else 4
@@ -80,10 +81,9 @@ def _fresh_engine(model: Model, zero: int, ranks: int, low_precision: bool) -> i
         return copies + 8 * count
     moments = 8 * share
     if zero == 3:
-        # In fp32 the flat weights are the masters. The buffer of gradients is zeroed with the engine, and so there.
-        masters = 4 * share if low_precision else 0
+        masters = 4 * share if low_precision else 0  # in fp32 the flat weights are the masters
         kept = sum(size for size in map(prod, parameter_shapes(model).values()) if size <= PERSISTENT)
-        return width * (share + kept) + masters + 4 * share + moments
+        return width * (share + kept) + masters + moments
     # The flat weights, and this rank's masters. ZeRO-1 in bf16 has all gradients in fp32 from the start; the others'
     # come with the first backward.
     gradients = 4 * count if zero == 1 and low_precision else 0

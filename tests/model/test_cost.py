@@ -100,9 +100,9 @@ PEAKS = [
     (1, 4, True, "sharded", 2 + 1 + 4 + 2, TABLE),
     (2, 4, False, "rank0", 4 + 1 + 2, 3 * TABLE),
     (2, 4, True, "sharded", 2 + 1 + 2, TABLE),
-    (3, 4, False, "sharded", 1 + 1 + 2, TABLE / 4),
-    (3, 4, True, "sharded", 0.5 + 1 + 1 + 2, TABLE / 4),
-    (3, 4, True, "rank0", 0.5 + 1 + 1 + 2, 3 * TABLE),
+    (3, 4, False, "sharded", 1 + 2, TABLE / 4),
+    (3, 4, True, "sharded", 0.5 + 1 + 2, TABLE / 4),
+    (3, 4, True, "rank0", 0.5 + 1 + 2, 3 * TABLE),
 ]
 
 

@@ -11,7 +11,9 @@ CASES = "tests.distributed.cases_ten_growths"
 
 @pytest.fixture(scope="module")
 def results():
-    return run_cases(CASES, ranks=2, limit_s=400)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MALLOC_ARENA_MAX", "1")
+        return run_cases(CASES, ranks=2, limit_s=400)
 
 
 @pytest.mark.parametrize("name", case_names(CASES))

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growth_ds.engine.archive import load_bounded
 from growth_ds.errors import UserError
 
 
@@ -58,7 +59,7 @@ def load(path: Path) -> Any:
     try:
         with _only_allowed(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of forms that are refused
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return load_bounded(path)
     except Exception as error:  # a damaged file raises whatever its bytes happen to ask for
         raise UserError(_refusal(path, error)) from None
 

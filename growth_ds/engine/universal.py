@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growth_ds.engine.ds_files import as_step, laid_out, load, load_dict, shapes_in, tag_folder
+from growth_ds.engine.ds_files import as_count, as_step, laid_out, load, load_dict, shapes_in, tag_folder
 from growth_ds.engine.rigid import MODEL_FILES
 from growth_ds.engine.state import TensorState
 from growth_ds.errors import UserError
@@ -59,7 +59,7 @@ class Universal:
             raise UserError(f"{lacking}: missing from a universal checkpoint; convert the checkpoint again")
         model = load_dict(file)
         with laid_out(file):
-            self.global_steps = int(model.get("global_steps", 0))
+            self.global_steps = as_count(model.get("global_steps", 0), "global_steps")
             self.aliases: dict[str, str] = dict(model.get("shared_params") or {})
             self.ours: dict[str, Any] = dict(model.get(OURS) or {})
             known = shapes_in(model.get("param_shapes") or [])
@@ -172,8 +172,8 @@ def _write_parameters(
     """Files of all parameters; their step count."""
     common: tuple[str, int] | None = None
     for name in shapes:
-        if Path(name).name != name or "\0" in name or len(name.encode()) > 200:
-            raise UserError(f"{folder.parent.parent.name}: parameter '{name[:100]}' cannot name a folder; rename it")
+        if Path(name).name != name or not name.isprintable() or len(name.encode()) > 200:
+            raise UserError(f"{folder.parent.parent.name}: parameter {name[:100]!r} cannot name a folder; rename it")
         state = read(name)
         if state.exp_avg is not None:
             common = common or (name, state.step)

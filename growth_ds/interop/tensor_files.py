@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +108,6 @@ def _shards(index: Path) -> list[Path]:
     for name, path in zip(names, paths, strict=True):
         if Path(name).name != name or path.suffix not in (".safetensors", ".bin"):
             raise UserError(f"{index}: names '{name}', not a weight file of this folder; fetch it again")
-        if not path.is_file():
+        if not os.path.isfile(path):  # is_file raises for a name that is too long
             raise UserError(f"{path}: missing, but {index.name} lists it; fetch it too")
     return paths

@@ -36,7 +36,7 @@ from growth_ds.engine.ds_files import as_count, as_step, laid_out, load, load_di
 from growth_ds.engine.rigid import MODEL_FILES
 from growth_ds.engine.state import TensorState
 from growth_ds.errors import UserError
-from growth_ds.files import sync
+from growth_ds.files import replace_folder, sync
 
 LATEST = "latest_universal"
 FILES = {"weight": "fp32.pt", "exp_avg": "exp_avg.pt", "exp_avg_sq": "exp_avg_sq.pt"}
@@ -156,9 +156,9 @@ def write_universal(
         step = _write_parameters(temporary / tag / "zero", shapes, read, zero, integer_steps)
         _write_common(temporary / tag, shapes, _count(step, integer_steps), zero, global_steps, ours, aliases)
         (temporary / LATEST).write_text(tag, encoding="utf-8")
-        for path in sorted(temporary.rglob("*")):
+        for path in (*sorted(temporary.rglob("*")), temporary):
             sync(path)
-        _put_in_place(temporary, out)
+        replace_folder(temporary, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}); give a folder that can") from None
     finally:
@@ -226,13 +226,3 @@ def _write_common(
     }
     for name in MODEL_FILES:
         torch.save(model, tag / name)
-
-
-def _put_in_place(temporary: Path, out: Path) -> None:
-    """Rename a finished folder to its final name, an older one out of the way first."""
-    older = temporary.with_name(f"{temporary.name}.old")
-    if out.exists():
-        out.rename(older)
-    temporary.rename(out)
-    sync(out.absolute().parent)
-    shutil.rmtree(older, ignore_errors=True)

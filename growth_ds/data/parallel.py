@@ -94,5 +94,5 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for number in heard:
-            signal.raise_signal(number)
+        for late in heard:
+            signal.raise_signal(late)

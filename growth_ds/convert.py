@@ -17,6 +17,7 @@ from growth_ds.checkpoint import MANIFEST
 from growth_ds.config import Model
 from growth_ds.config_file import read_yaml, validated
 from growth_ds.during import During
+from growth_ds.engine.ds_files import read_tag
 from growth_ds.engine.rigid import MODEL_FILES, Rigid, open_rigid
 from growth_ds.engine.state import TensorState
 from growth_ds.engine.universal import LATEST, Universal, open_universal, write_universal
@@ -128,7 +129,7 @@ def _check_universal(out: Path, force: bool) -> None:
     """Raises UserError unless `out` is free, or `force` and nothing stands there but one universal checkpoint."""
     check_free(out, force)
     entries = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
-    if out.exists() and (LATEST not in entries or entries != {LATEST, (out / LATEST).read_text().strip()}):
+    if out.exists() and (LATEST not in entries or entries != {LATEST, read_tag(out / LATEST)}):
         raise UserError(f"{out}: is not just a universal folder, and --force replaces nothing else; give another --out")
 
 
@@ -224,8 +225,9 @@ def _fitted(model: Model, plain: Mapping[str, str], opened: Opened) -> tuple[Mod
         model = model.model_copy(update={"nsp": False})
         notes.append(f"{opened.path}: no next-sentence head, so the model has none")
     word = _keys(model, "embeddings.word.weight", plain)[0]
-    if model.vocab_size is None and word in found:
-        model = model.model_copy(update={"vocab_size": opened.shapes()[found[word]][0]})
+    shape = opened.shapes()[found[word]] if word in found else ()
+    if model.vocab_size is None and len(shape) == 2:
+        model = model.model_copy(update={"vocab_size": shape[0]})
     return model, notes
 
 

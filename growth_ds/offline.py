@@ -18,6 +18,7 @@ from growth_ds.coordinator import growth_plan
 from growth_ds.during import During
 from growth_ds.engine.state import TensorState
 from growth_ds.errors import UserError
+from growth_ds.files import put_back
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.state import grow_state
 from growth_ds.model.bert import Bert, check_rows
@@ -41,7 +42,11 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 
 def check_free(out: Path, force: bool) -> None:
-    """Raises UserError if something is at `out` already and may not be replaced."""
+    """Raises UserError if something is at `out` already and may not be replaced; also if a kill left it hidden."""
+    try:
+        put_back(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
     if out.exists() and not force:
         raise UserError(f"{out}: exists; give another --out, or --force to replace it")
 

@@ -22,7 +22,7 @@ from growth_ds.checkpoint.manifest import FORMAT, MANIFEST, TOKENIZER, is_file_n
 from growth_ds.config import Model
 from growth_ds.engine.state import KINDS, TensorState
 from growth_ds.errors import UserError
-from growth_ds.files import sha256, sync, write_durably
+from growth_ds.files import replace_folder, sha256, sync, write_durably
 from growth_ds.model.layout import parameter_shapes
 
 Ranges = Mapping[str, tuple[int, int]]
@@ -142,18 +142,6 @@ def commit(
     faults.point("checkpoint.manifest")
     replace_folder(folder, out)
     return out
-
-
-def replace_folder(folder: Path, out: Path) -> None:
-    """Rename `folder` to `out`; what is there already is whole until the new one is. See `recover`."""
-    aside = out.with_name(f".{out.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if out.exists():
-        out.rename(aside)
-        faults.point("checkpoint.aside")
-    folder.rename(out)
-    sync(out.parent)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def recover(parent: Path) -> None:

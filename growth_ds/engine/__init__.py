@@ -9,7 +9,9 @@
     zero.py         ZeroEngine: step, evaluate, state, close
     checksum.py     a sum over bits that slices add up to
     memory.py       what this process may take, and holds
+    cgroup.py       what control groups leave it
     rigid.py universal.py ds_files.py unnamed.py    DeepSpeed's own checkpoint folders
+    archive.py      a stranger's file of torch.save, opened without memory for what it claims
     processes.py    who a process is, whatever the clock says; launchers above it
     reports.py      how ranks say how they ended
     signals.py      stop requests: SIGTERM, SIGINT, a dead launcher

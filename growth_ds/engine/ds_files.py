@@ -8,6 +8,7 @@ is refused by name.
 from __future__ import annotations
 
 import enum
+import os
 import re
 import warnings
 import zipfile
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growth_ds.engine.archive import load_bounded
 from growth_ds.errors import UserError
 
 
@@ -47,6 +49,8 @@ ALLOWED: list[Any] = [
     (Address, "deepspeed.utils.tensor_fragment.fragment_address"),
 ]
 """Stand-in, and the full name under which files ask for it."""
+MOST = 1 << 62
+"""Of any count or size in a file; no tensor has a larger one."""
 
 
 def load(path: Path) -> Any:
@@ -58,7 +62,7 @@ def load(path: Path) -> Any:
     try:
         with _only_allowed(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of forms that are refused
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return load_bounded(path)
     except Exception as error:  # a damaged file raises whatever its bytes happen to ask for
         raise UserError(_refusal(path, error)) from None
 
@@ -100,7 +104,7 @@ def laid_out(path: Path) -> Iterator[None]:
     """Turns what goes wrong inside, on data of an unexpected form, into a UserError that names the file."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         line = (str(error) or type(error).__name__).splitlines()[0][:200]
         fix = "give a folder that DeepSpeed 0.19 saved with an Adam"
         raise UserError(f"{path}: not laid out as DeepSpeed's ({type(error).__name__}: {line}); {fix}") from None
@@ -113,21 +117,43 @@ def tag_folder(path: Path, pointer: str) -> Path:
     """
     if not (path / pointer).is_file():
         return path
-    tag = (path / pointer).read_text(encoding="utf-8", errors="replace").strip()
-    if not tag or Path(tag).name != tag or not (path / tag).is_dir():
-        raise UserError(f"{path / pointer}: names '{tag[:100]}', no folder beside it; give the tag folder itself")
+    tag = read_tag(path / pointer)
+    # os.path.isdir and not is_dir, which raises for a name that is too long
+    if tag in ("", "..") or Path(tag).name != tag or not os.path.isdir(path / tag):
+        raise UserError(f"{path / pointer}: names {tag[:100]!r}, no folder beside it; give the tag folder itself")
     return path / tag
+
+
+def read_tag(pointer: Path) -> str:
+    """What `latest` says; of a file that is larger than any name, its start."""
+    with pointer.open("rb") as file:
+        return file.read(4096).decode("utf-8", errors="replace").strip()
 
 
 def shapes_in(groups: Any) -> dict[str, tuple[int, ...]]:
     """Parameter name -> shape of `param_shapes`, a list of dicts. Raises what `laid_out` catches for another form."""
     found = {name: tuple(shape) for group in groups for name, shape in group.items()}
     for name, shape in found.items():
-        if not isinstance(name, str) or not all(isinstance(size, int) and size >= 0 for size in shape):
-            raise ValueError(f"{name!r} with shape {shape!r} is no parameter")
+        check_name(name)
+        if not all(isinstance(size, int) and 0 <= size < MOST for size in shape):
+            raise ValueError(f"the shape of {name!r} is none")
     return found
+
+
+def check_name(name: Any) -> None:
+    """Raises ValueError for what cannot be a parameter's name. It is not shown: nested tuples have no end."""
+    if not isinstance(name, str) or not name.isprintable():
+        raise ValueError(f"a {type(name).__name__} is no name of a parameter, or does not print")
+
+
+def as_count(value: Any, name: str, least: int = 0, most: int = MOST) -> int:
+    """A whole number in [least, most]. Raises what `laid_out` catches for anything else."""
+    count = int(value)
+    if not least <= count <= most:
+        raise ValueError(f"{name} is not in [{least}, {most}]")
+    return count
 
 
 def as_step(step: Any) -> int:
     """Adam's count, which torch keeps as a 0-d tensor and DeepSpeed's Adam as an int."""
-    return int(step.item()) if isinstance(step, Tensor) else int(step)
+    return as_count(step.item() if isinstance(step, Tensor) else step, "step")

@@ -9,16 +9,13 @@ from pathlib import Path
 
 import psutil
 
-_CGROUP = Path("/sys/fs/cgroup")
+from growth_ds.engine.cgroup import left_by_groups
 
 
 def available_memory() -> int:
-    """Bytes of host memory that are free for use here: of the machine, or of the container if that is less."""
-    available = int(psutil.virtual_memory().available)
-    with contextlib.suppress(OSError, ValueError):  # cgroup v2; "max" where there is no limit
-        limit = int((_CGROUP / "memory.max").read_text())
-        available = min(available, limit - int((_CGROUP / "memory.current").read_text()))
-    return max(0, available)
+    """Bytes of host memory that are free for use here: of the machine, or of a control group if that is less."""
+    available, left = int(psutil.virtual_memory().available), left_by_groups()
+    return max(0, available if left is None else min(available, left))
 
 
 def anonymous_memory() -> int:

@@ -19,6 +19,7 @@ from growth_ds.errors import UserError
 
 DONE, USER_ERROR, STOPPED = 0, 2, 75
 STATUS_ENV = "GROWTH_DS_STATUS"
+STALE_S = 24 * 3600
 _PREFIX, _OWNER = ".ranks-", "owner.json"
 
 
@@ -72,20 +73,31 @@ def make_folder(run_dir: str | Path | None) -> Path:
 def remove_stale(run_dir: str | Path) -> None:
     """Remove the report folders in `run_dir` whose owner was on this host and is dead. Never fails.
 
-    One without a readable owner stays: a launcher may be about to write it.
+    One without a readable owner, or with one on another host, stays for a day: a launcher may be about to write it, or
+    wait for its ranks. Should one still wait after that, it loses no more than words: ranks keep their exit codes.
     """
     with contextlib.suppress(OSError):
         for folder in list(Path(run_dir).glob(_PREFIX + "*")):
             facts = _read(folder / _OWNER)
-            if facts is not None and _is_dead(facts):
+            if facts is not None and _is_here(facts):
+                stale = not is_alive(facts["pid"], facts["start"])
+            else:
+                stale = _is_old(folder)
+            if stale:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_dead(facts: dict[str, Any]) -> bool:
-    pid, start = facts.get("pid"), facts.get("start")
-    if facts.get("host") != _host() or not isinstance(pid, int) or not isinstance(start, int):
-        return False
-    return not is_alive(pid, start)
+def _is_old(folder: Path) -> bool:
+    """By the clock of the file system, which other hosts share: the last entry made in it."""
+    with tempfile.TemporaryFile(dir=folder.parent) as now, contextlib.suppress(OSError):
+        return os.fstat(now.fileno()).st_mtime - folder.stat().st_mtime > STALE_S
+    return False
+
+
+def _is_here(facts: dict[str, Any]) -> bool:
+    """Whether `is_alive` can tell."""
+    known = isinstance(facts.get("pid"), int) and isinstance(facts.get("start"), int)
+    return known and facts.get("host") == _host()
 
 
 def _host() -> str:

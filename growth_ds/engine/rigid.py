@@ -22,12 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growth_ds.engine.ds_files import as_step, laid_out, load_dict, shapes_in, tag_folder
+from growth_ds.engine.ds_files import as_count, as_step, check_name, laid_out, load_dict, shapes_in, tag_folder
 from growth_ds.engine.state import TensorState
 from growth_ds.engine.unnamed import deal
 from growth_ds.errors import UserError
 
 MODEL_FILES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
+MOST_RANKS = 1 << 20
 _OPTIMIZER = "zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
 
 
@@ -48,7 +49,7 @@ class Rigid:
 
     def __init__(self, tag: Path, file: Path, model: dict[str, Any], ranks: int) -> None:
         self.path, self._file, self.ranks = tag, file, ranks
-        self.global_steps = int(model.get("global_steps", 0))
+        self.global_steps = as_count(model.get("global_steps", 0), "global_steps")
         self.integer_steps = False
         """Whether Adam's count was saved as an int, as DeepSpeed's own Adam does, and not as a tensor."""
         self.aliases: dict[str, str] = dict(model.get("shared_params") or {})
@@ -209,7 +210,8 @@ def open_rigid(path: Path) -> Rigid:
             raise UserError(f"{other}: of a model in parts; merge tensor and pipeline parallel parts first")
     model = load_dict(file)
     with laid_out(file):
-        ranks = int(model["dp_world_size"])
+        ranks = as_count(model["dp_world_size"], "dp_world_size", 1, MOST_RANKS)
+        as_count(model.get("global_steps", 0), "global_steps")  # here for the name of its file
         _check_options(file, model)
         if model.get("param_shapes") is None:
             return _Whole(tag, file, model, ranks)
@@ -255,8 +257,7 @@ def _distinct(model: dict[str, Any], aliases: dict[str, str]) -> dict[str, Tenso
     for name, tensor in model["module"].items():
         if name in model["buffer_names"] or name in aliases:
             continue
-        if not isinstance(name, str):
-            raise ValueError(f"{name!r} is no name of a parameter")
+        check_name(name)
         place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
         if tensor.numel() and place in places:
             aliases[name] = places[place]

@@ -32,11 +32,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growth_ds.engine.ds_files import as_step, laid_out, load, load_dict, shapes_in, tag_folder
+from growth_ds.engine.ds_files import as_count, as_step, laid_out, load, load_dict, shapes_in, tag_folder
 from growth_ds.engine.rigid import MODEL_FILES
 from growth_ds.engine.state import TensorState
 from growth_ds.errors import UserError
-from growth_ds.files import sync
+from growth_ds.files import replace_folder, sync
 
 LATEST = "latest_universal"
 FILES = {"weight": "fp32.pt", "exp_avg": "exp_avg.pt", "exp_avg_sq": "exp_avg_sq.pt"}
@@ -59,7 +59,7 @@ class Universal:
             raise UserError(f"{lacking}: missing from a universal checkpoint; convert the checkpoint again")
         model = load_dict(file)
         with laid_out(file):
-            self.global_steps = int(model.get("global_steps", 0))
+            self.global_steps = as_count(model.get("global_steps", 0), "global_steps")
             self.aliases: dict[str, str] = dict(model.get("shared_params") or {})
             self.ours: dict[str, Any] = dict(model.get(OURS) or {})
             known = shapes_in(model.get("param_shapes") or [])
@@ -156,9 +156,9 @@ def write_universal(
         step = _write_parameters(temporary / tag / "zero", shapes, read, zero, integer_steps)
         _write_common(temporary / tag, shapes, _count(step, integer_steps), zero, global_steps, ours, aliases)
         (temporary / LATEST).write_text(tag, encoding="utf-8")
-        for path in sorted(temporary.rglob("*")):
+        for path in (*sorted(temporary.rglob("*")), temporary):
             sync(path)
-        _put_in_place(temporary, out)
+        replace_folder(temporary, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}); give a folder that can") from None
     finally:
@@ -172,8 +172,8 @@ def _write_parameters(
     """Files of all parameters; their step count."""
     common: tuple[str, int] | None = None
     for name in shapes:
-        if Path(name).name != name or "\0" in name or len(name.encode()) > 200:
-            raise UserError(f"{folder.parent.parent.name}: parameter '{name[:100]}' cannot name a folder; rename it")
+        if Path(name).name != name or not name.isprintable() or len(name.encode()) > 200:
+            raise UserError(f"{folder.parent.parent.name}: parameter {name[:100]!r} cannot name a folder; rename it")
         state = read(name)
         if state.exp_avg is not None:
             common = common or (name, state.step)
@@ -226,13 +226,3 @@ def _write_common(
     }
     for name in MODEL_FILES:
         torch.save(model, tag / name)
-
-
-def _put_in_place(temporary: Path, out: Path) -> None:
-    """Rename a finished folder to its final name, an older one out of the way first."""
-    older = temporary.with_name(f"{temporary.name}.old")
-    if out.exists():
-        out.rename(older)
-    temporary.rename(out)
-    sync(out.absolute().parent)
-    shutil.rmtree(older, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import zipfile
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growth_ds.engine.archive import load_bounded
 from growth_ds.errors import UserError
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -62,7 +63,7 @@ class TensorFiles:
     def _open_pickle(self, path: Path) -> dict[str, tuple[int, ...]]:
         try:
             with _only_tensors():
-                tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+                tensors = load_bounded(path)
         except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
             raise UserError(f"{path}: not a file of plain tensors ({_line(error)}); fetch it again") from None
         if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
@@ -107,6 +108,6 @@ def _shards(index: Path) -> list[Path]:
     for name, path in zip(names, paths, strict=True):
         if Path(name).name != name or path.suffix not in (".safetensors", ".bin"):
             raise UserError(f"{index}: names '{name}', not a weight file of this folder; fetch it again")
-        if not path.is_file():
+        if not os.path.isfile(path):  # is_file raises for a name that is too long
             raise UserError(f"{path}: missing, but {index.name} lists it; fetch it too")
     return paths

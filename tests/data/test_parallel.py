@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
+import psutil
 import pytest
 
 from growth_ds.data.parallel import default_workers, ordered_map
@@ -51,3 +58,79 @@ def test_the_input_is_not_read_far_ahead_and_errors_arrive() -> None:
 def test_one_worker_is_this_process() -> None:
     assert set(ordered_map(process_of, range(3), 1)) == {os.getpid()}
     assert default_workers() >= 1
+
+
+SCRIPT = """
+import sys, time
+from growth_ds.data.parallel import ordered_map
+
+if __name__ == "__main__":
+    try:
+        print("ready", flush=True)
+        for result in ordered_map(time.sleep, [0.05] * 1000, 2):
+            print("result", flush=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+def _start(folder: Path) -> subprocess.Popen[str]:
+    """The script in a process group of its own, as a shell starts it."""
+    (folder / "script.py").write_text(SCRIPT)
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.Popen(
+        [sys.executable, folder / "script.py"], cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def _wait_for(process: subprocess.Popen[str], line: str) -> list[psutil.Process]:
+    assert process.stdout is not None
+    assert process.stdout.readline() == line + "\n"
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+@pytest.mark.parametrize("after", [0.05, 0.15, 0.3, None])
+def test_ctrl_c_ends_all_without_a_traceback(tmp_path: Path, after: float | None) -> None:
+    """While workers start, and in the middle of the work."""
+    process = _start(tmp_path)
+    _wait_for(process, "ready")
+    if after is None:
+        _wait_for(process, "result")
+    time.sleep(after or 0)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (130, "")
+    assert psutil.wait_procs(family, timeout=5)[1] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_do_not_outlive_their_parent(tmp_path: Path, number: int) -> None:
+    process = _start(tmp_path)
+    _wait_for(process, "ready")
+    family = _wait_for(process, "result")
+    assert len(family) >= 2
+    process.send_signal(number)
+    assert process.wait(timeout=20) == -number
+    assert psutil.wait_procs(family, timeout=5)[1] == []
+    process.communicate()
+
+
+def killed_at(value: int) -> int:
+    if value == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
+def test_a_killed_worker_ends_the_others() -> None:
+    """As the system does it when memory runs out."""
+    with pytest.raises(BrokenProcessPool):
+        list(ordered_map(killed_at, range(100), 2))
+
+
+def test_handlers_are_the_callers_again() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert list(ordered_map(abs, range(3), 2)) == [0, 1, 2]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -192,6 +192,10 @@ def test_only_leftovers_of_dead_owners_here_are_removed(tmp_path):
     reports.remove_stale(tmp_path)
     assert set(tmp_path.iterdir()) == set(kept)
     reports.remove_stale(tmp_path / "gone")
+    for folder in kept:  # a day later, only those that cannot be judged are gone
+        os.utime(folder, (time.time() - 25 * 3600,) * 2)
+    reports.remove_stale(tmp_path)
+    assert set(tmp_path.iterdir()) == {kept[0], tmp_path / "store"}
 
 
 @pytest.mark.slow

@@ -316,6 +316,11 @@ def damage_index_shape(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"weights": 1}')
 
 
+def damage_index_name(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(f'{{"weight_map": {{"a": "{"x" * 300}.bin"}}}}')
+
+
 def damage_untied(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     decoder = tensors["bert.embeddings.word_embeddings.weight"] + 1
@@ -352,6 +357,7 @@ DAMAGES = [
     (damage_no_config, r"not a Hugging Face folder \(no config.json\)"),
     (damage_index, r"index.json: names '../secret.safetensors', not a weight file of this folder"),
     (damage_index_shape, r"index.json: not an index of weight files"),
+    (damage_index_name, "missing, but model.safetensors.index.json lists it"),
     (damage_untied, "'cls.predictions.decoder.weight' differs from 'bert.embeddings.word_embeddings.weight'"),
     (damage_twice, "holds both '.*LayerNorm.(gamma|weight)' and"),
     (damage_integers, "'cls.predictions.bias' holds I8"),

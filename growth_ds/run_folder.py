@@ -79,6 +79,23 @@ class RunFolder:
         start = next((line for line in self.records(self.ledger) if line.get("event") == "start"), None)
         if start is not None and start["store"] != data:
             raise UserError(f"{self.path}: was trained on other data than data.store now holds; give another --run-dir")
+        self._check_checkpoints(written.checkpoint.every)
+
+    def _check_checkpoints(self, every: int) -> None:
+        """Raises UserError if there is no checkpoint, and the run was past the point where the first one is written.
+
+        It would begin anew, and forget its ledger and metrics. A run that was killed before that point may.
+        """
+        found = (*self.records(self.ledger), *self.records(self.metrics))  # before the folder: another run may save
+        past = any(line.get("stage", 0) > 0 or line.get("step", 0) > every for line in found)
+        if not self.checkpoints.exists():  # made before anything is recorded: somebody has removed it
+            lost = past or any(line.get("step", 0) > 0 for line in found)
+        else:
+            names = [path.name for path in self.checkpoints.iterdir()]
+            whole = any(_NAME.fullmatch(name.removeprefix(".").removesuffix(".old")) for name in names)  # see `recover`
+            lost = not whole and (past or self.latest.name in names)
+        if lost:
+            raise UserError(f"{self.checkpoints}: its checkpoints are gone; put them back, or give another --run-dir")
 
     def _only_ours(self) -> bool:
         """A folder that holds no more than what may be there before a run starts in it."""

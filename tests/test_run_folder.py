@@ -51,6 +51,58 @@ def test_a_folder_of_something_else_is_refused(tmp_path, store):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def was_at(folder, step, stage, every=5):
+    """A folder whose run got so far."""
+    folder.claim(small_run(checkpoint={"every": every}), "digest")
+    folder.append(folder.ledger, {"event": "start", "step": 0, "stage": 0, "store": "digest"})
+    folder.append(folder.metrics, {"step": step, "stage": stage, "loss": 1.0})
+
+
+def contents(path):
+    return {each.relative_to(path): each.read_bytes() if each.is_file() else None for each in path.rglob("*")}
+
+
+@pytest.mark.parametrize("emptied", ["missing", "empty", "only latest"])
+@pytest.mark.parametrize("place", [(6, 0), (3, 1)])
+def test_checkpoints_that_are_gone_are_the_users_error(folder, place, emptied):
+    """Nothing is forgotten: they may be put back."""
+    was_at(folder, *place)
+    if emptied == "missing":
+        folder.checkpoints.rmdir()
+    elif emptied == "only latest":
+        folder.latest.write_text("step-00000005-stage-0\n")
+    before = contents(folder.path)
+    for use in (folder.check, folder.make, folder.claim):
+        with pytest.raises(UserError, match="checkpoints: its checkpoints are gone; put them back, or give another"):
+            use(small_run(checkpoint={"every": 1000}), "digest")
+    assert contents(folder.path) == before
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_may_begin_anew(folder):
+    was_at(folder, 5, 0)
+    folder.claim(small_run(), "digest")
+    folder.append(folder.ledger, {"event": "finish", "step": 5, "stage": 0})  # its line comes before its checkpoint
+    folder.claim(small_run(checkpoint={"every": 5}), "digest")
+
+
+def test_what_a_few_steps_have_left_shows_that_a_folder_or_latest_is_gone(folder):
+    was_at(folder, 2, 0)
+    folder.latest.write_text("step-00000002-stage-0\n")
+    with pytest.raises(UserError, match="are gone"):
+        folder.check(small_run(), "digest")
+    folder.latest.unlink()
+    folder.check(small_run(), "digest")
+    folder.checkpoints.rmdir()
+    with pytest.raises(UserError, match="are gone"):
+        folder.check(small_run(), "digest")
+
+
+def test_a_checkpoint_that_is_being_replaced_is_there(folder):
+    was_at(folder, 6, 0)
+    (folder.checkpoints / ".step-00000005-stage-0.old").mkdir()
+    folder.check(small_run(), "digest")
+
+
 def checkpoints(folder, *places):
     for step, stage in places:
         folder.publish(write_random(folder.checkpoint_path(step, stage)).path, keep=10)

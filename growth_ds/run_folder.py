@@ -113,17 +113,32 @@ class RunFolder:
         return self.checkpoints / f"step-{step:08d}-stage-{stage}"
 
     def publish(self, checkpoint: Path, keep: int) -> None:
-        """Point `latest` at a whole checkpoint, then drop the oldest ones past `keep` that nothing else keeps.
-
-        The metrics are made durable first: the steps before a checkpoint are not computed again.
-        """
-        if self.metrics.exists():
-            sync(self.metrics)
+        """Point `latest` at a whole checkpoint, then drop the oldest ones past `keep` that nothing else keeps."""
         write_durably(self.latest, checkpoint.name + "\n")
         faults.point("checkpoint.published")
         for old in self._newest_first()[keep:]:
             if old != checkpoint and not self._is_kept(old):
                 remove_folder(old)
+
+    def point_at(self, checkpoint: Path | None) -> None:
+        """Have `latest` name the checkpoint that a run goes on from; it may name one that is damaged, or gone.
+
+        A growth that is done again is renamed before its ledger line is written: were it named already, a kill in
+        between would have it counted without that line.
+        """
+        if checkpoint is None:
+            self.latest.unlink(missing_ok=True)
+        elif self._named() != checkpoint.name:
+            write_durably(self.latest, checkpoint.name + "\n")
+
+    def _named(self) -> str | None:
+        """What `latest` says."""
+        return self.latest.read_text(encoding="utf-8", errors="replace").strip() if self.latest.is_file() else None
+
+    def settle_metrics(self) -> None:
+        """Make them durable, before a checkpoint gets its name: the steps before it are not computed again."""
+        if self.metrics.exists():
+            sync(self.metrics)
 
     def _is_kept(self, path: Path) -> bool:
         """Whether a checkpoint says of itself that it stays (see `config.Checkpoint`); a damaged one does not."""
@@ -145,10 +160,9 @@ class RunFolder:
         None if the run has none. Raises UserError if there are some and all are damaged.
         """
         candidates = self._newest_first()
-        if self.latest.is_file():
-            named = self.checkpoints / self.latest.read_text(encoding="utf-8", errors="replace").strip()
-            if named in candidates:
-                candidates = candidates[candidates.index(named) :]
+        named = [path for path in candidates if path.name == self._named()]
+        if named:
+            candidates = candidates[candidates.index(named[0]) :]
         for path in candidates:
             try:
                 return open_verified(path)

@@ -161,6 +161,7 @@ class Saver:
                 shutil.rmtree(draft.folder, ignore_errors=True)  # nothing there once it was renamed
 
     def _publish(self, draft: _Draft, records: list[dict[str, Any]]) -> None:
+        self.folder.settle_metrics()
         commit(draft.folder, draft.path, draft.model, True, draft.facts, records, self.tokenizer)
         faults.point("checkpoint.renamed")
         for action in draft.then:

@@ -205,6 +205,7 @@ class Trainer:
         facts: dict[str, Any] = source.facts if source else {"step": 0, "stage": -1, "seconds": 0.0}
         step, stage = facts["step"], facts["stage"]
         unended = step > 0 and self.run.stage_at(step)[0] != stage and "probe" not in facts
+        self.folder.point_at(source.path if source else None)
         self.folder.trim(step, stage, unended)
         outcome["unended"] = stage if unended else None
         outcome["position"] = [step, facts["seconds"]]

@@ -131,6 +131,21 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(folder):
     assert "falling back" in said[0]
 
 
+def test_latest_follows_a_fallback(folder):
+    """Else a checkpoint of that name, written again, would be the newest before it is published."""
+    folder.claim(small_run(), "digest")
+    checkpoints(folder, (20, 0), (20, 1))
+    newer = folder.checkpoint_path(20, 1)
+    (newer / "manifest.json").write_text("{}")
+    newest = folder.newest(lambda line: None)
+    folder.point_at(newest.path)
+    folder.trim(20, 0)
+    write_random(newer)
+    assert folder.newest().path == newest.path == folder.checkpoint_path(20, 0)
+    folder.point_at(None)
+    assert not folder.latest.exists()
+
+
 def test_all_damaged_is_the_users_error(folder):
     folder.claim(small_run(), "digest")
     checkpoints(folder, (10, 0))

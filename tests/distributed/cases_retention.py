@@ -6,11 +6,12 @@ import errno
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from growth_ds import faults
+from growth_ds import faults, run_folder
 from growth_ds.checkpoint import Checkpoint, SliceFile
 from growth_ds.config import Run
 from growth_ds.data.text import Text
@@ -181,6 +182,23 @@ def case_the_background_never_lets_a_kill_cost_more_than_the_steps_between_two()
         assert len(lost) == 8
         assert max(lost) <= every
         assert losses(name) == losses("ahead")
+
+
+def case_metrics_are_on_disk_before_a_checkpoint_has_its_name() -> None:
+    """After a power cut the steps before it are not computed again."""
+    right, point, seen = run_folder.sync, faults.point, []
+
+    def sync(path: Path) -> None:
+        seen.append(path.name)
+        right(path)
+
+    run_folder.sync, faults.point = sync, seen.append
+    try:
+        assert trainer_of(run_of((4,), every=2), "cut").train(True) == FINISHED
+    finally:
+        run_folder.sync, faults.point = right, point
+    order = [name for name in seen if name in ("metrics.jsonl", "checkpoint.renamed")]
+    assert order == ["metrics.jsonl", "checkpoint.renamed"] * 2
 
 
 def case_a_background_write_that_fails_is_reported() -> None:

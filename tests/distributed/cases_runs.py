@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import growth_ds.coordinator as coordinator_module
-from growth_ds import reshard
+from growth_ds import faults, reshard
 from growth_ds.checkpoint import Checkpoint
 from growth_ds.config import Run
 from growth_ds.data.text import Text
@@ -145,6 +145,36 @@ def case_step_after_the_last_checkpoint_is_computed_again() -> None:
     distributed.barrier()
     assert train(run, "killed") == FINISHED
     close_to_reference("killed")
+
+
+def case_a_growth_done_again_after_a_fallback_is_not_counted_before_its_line() -> None:
+    """`latest` names the checkpoint that was fallen back to: a kill between the new one's name and its line is safe."""
+    run, name = small_run(steps=(5, 5), checkpoint={"every": 100, "keep": 9}), "fallen"
+    assert train(run, name, stop_after=7) == STOPPED
+    run_folder = RunFolder(folder() / name)
+    if distributed.rank() == 0:
+        for place in ((5, 1), (7, 1)):
+            (run_folder.checkpoint_path(*place) / "manifest.json").write_text("{}")
+    distributed.barrier()
+    right = faults.point
+
+    def die(point: str) -> None:
+        if point == "checkpoint.renamed":
+            raise RuntimeError("killed")
+
+    faults.point = die
+    try:
+        with pytest.raises(RuntimeError, match="killed"):
+            train(run, name)
+    finally:
+        faults.point = right
+    distributed.barrier()
+    assert run_folder.checkpoint_path(5, 1).exists()
+    assert final(name).path == run_folder.checkpoint_path(5, 0)
+    assert not ledger(name, "growth")
+    distributed.barrier()
+    assert train(run, name) == FINISHED
+    assert len(ledger(name, "growth")) == 1
 
 
 def _single(name: str, steps: tuple[int, ...], **grow: Any) -> None:

@@ -193,8 +193,14 @@ class RunFolder:
             ) from None
 
     def recover(self) -> None:
-        """Clean up after a kill: folders that were moved aside come back, unfinished and half-removed ones go."""
+        """Clean up after a kill: folders that were moved aside come back, unfinished and half-removed ones go.
+
+        So do drafts of the files that rank 0 replaces. Others may be somebody's who exports into this folder.
+        """
         recover(self.checkpoints)
+        for path in (self.config, self.ledger, self.metrics):
+            for draft in self.path.glob(f".{path.name}.*.tmp"):
+                draft.unlink(missing_ok=True)
 
     def trim(self, step: int, stage: int, unended: bool = False) -> None:
         """Forget what was written after (step, stage): it is computed again, and stands once.

@@ -200,6 +200,16 @@ def test_recover_puts_back_and_cleans_up(folder):
     assert folder.newest().path.name == "step-00000004-stage-0"
 
 
+def test_recover_removes_drafts_of_its_own_files(folder):
+    folder.claim(small_run(), "digest")
+    for name in (".config.yaml.77.tmp", ".ledger.jsonl.77.tmp", ".metrics.jsonl.78.tmp", ".lock"):
+        (folder.path / name).write_text("half")
+    (folder.path / ".export.1234abcd.tmp").mkdir()
+    folder.recover()
+    names = {path.name for path in folder.path.iterdir()}
+    assert names == {"config.yaml", "checkpoints", ".lock", ".export.1234abcd.tmp"}
+
+
 def test_order_is_that_of_the_numbers(folder):
     folder.claim(small_run(), "digest")
     checkpoints(folder, (99999999, 9), (99999999, 10), (100000000, 2))

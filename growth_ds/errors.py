@@ -8,6 +8,13 @@ class UserError(Exception):
     """
 
 
+class Unreadable(UserError):
+    """A checkpoint that may be whole: the system does not give its bytes now, or another version wrote it.
+
+    Not to be taken for damage: nothing older is used in its place, and nothing is removed.
+    """
+
+
 class GrowthFailed(Exception):
     """A growth that was to be exact moved the probe loss. The line says by how much and which tensor differs most.
 

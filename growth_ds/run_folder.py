@@ -14,10 +14,11 @@ from typing import Any
 
 from growth_ds import faults
 from growth_ds.checkpoint import Checkpoint, open_verified
+from growth_ds.checkpoint.manifest import not_read
 from growth_ds.checkpoint.writer import recover, remove_folder
 from growth_ds.config import Run
 from growth_ds.config_file import dump_run, read_yaml, validated
-from growth_ds.errors import UserError
+from growth_ds.errors import Unreadable, UserError
 from growth_ds.files import sync, write_durably
 
 _NAME = re.compile(r"step-(\d+)-stage-(\d+)")
@@ -133,7 +134,12 @@ class RunFolder:
 
     def _named(self) -> str | None:
         """What `latest` says."""
-        return self.latest.read_text(encoding="utf-8", errors="replace").strip() if self.latest.is_file() else None
+        try:
+            return self.latest.read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise not_read(self.latest, error) from None
 
     def settle_metrics(self) -> None:
         """Make them durable, before a checkpoint gets its name: the steps before it are not computed again."""
@@ -141,23 +147,34 @@ class RunFolder:
             sync(self.metrics)
 
     def _is_kept(self, path: Path) -> bool:
-        """Whether a checkpoint says of itself that it stays (see `config.Checkpoint`); a damaged one does not."""
+        """Whether a checkpoint says of itself that it stays (see `config.Checkpoint`); a damaged one does not.
+
+        One that cannot be asked now stays, and is asked again.
+        """
         if path.name not in self._kept:
             try:
                 self._kept[path.name] = bool(Checkpoint(path).facts.get("keep"))
+            except Unreadable:
+                return True
             except UserError:
                 self._kept[path.name] = False
         return self._kept[path.name]
 
     def _newest_first(self) -> list[Path]:
         """By step and stage as numbers; neither names nor clocks tell the order."""
-        found = [(match, path) for path in self.checkpoints.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+        try:  # not glob: a folder that it cannot read is empty to it
+            found = [(match, path) for path in self.checkpoints.iterdir() if (match := _NAME.fullmatch(path.name))]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise not_read(self.checkpoints, error) from None
         return [path for _, path in sorted(found, key=lambda pair: tuple(map(int, pair[0].groups())), reverse=True)]
 
     def newest(self, say: Callable[[str], None] = print) -> Checkpoint | None:
         """The checkpoint to go on from: `latest`, or the newest whole one if that is damaged, which is said.
 
-        None if the run has none. Raises UserError if there are some and all are damaged.
+        None if the run has none. Raises UserError if there are some and all are damaged, Unreadable if one is met of
+        which that is not known.
         """
         candidates = self._newest_first()
         named = [path for path in candidates if path.name == self._named()]
@@ -166,6 +183,8 @@ class RunFolder:
         for path in candidates:
             try:
                 return open_verified(path)
+            except Unreadable:
+                raise
             except UserError as error:
                 say(f"{error} -> falling back to an older checkpoint")
         if candidates:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 
-from growth_ds.errors import UserError
+from growth_ds.errors import Unreadable, UserError
 from growth_ds.run_folder import RunFolder
-from tests.checkpoints import write_random
+from tests.checkpoints import rewrite, write_random
 from tests.distributed.corpus import small_run
 
 
@@ -146,6 +152,54 @@ def test_latest_follows_a_fallback(folder):
     assert not folder.latest.exists()
 
 
+def test_what_cannot_be_read_now_is_not_damaged(folder):
+    """Nothing older is taken for it, and nothing is lost: the disk or the server may come back."""
+    folder.claim(small_run(), "digest")
+    checkpoints(folder, (10, 0), (20, 0))
+    path = folder.checkpoint_path(20, 0)
+    places = (path / "manifest.json", path / "rank-00000.safetensors", folder.latest, folder.checkpoints)
+    for place, trouble in itertools.product(places, (errno.EIO, errno.ESTALE, errno.EACCES)):
+        with unreadable(trouble, place), pytest.raises(Unreadable, match=f"^{place}: cannot be read now \\("):
+            folder.newest(lambda line: pytest.fail(line))
+    assert folder.newest().path == path
+
+
+@contextmanager
+def unreadable(number, *paths):
+    """Opening these paths, or listing them, fails."""
+
+    def failing(right):
+        def use(self, *args, **options):
+            if self in paths:
+                raise OSError(number, os.strerror(number), str(self))
+            return right(self, *args, **options)
+
+        return use
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("open", "iterdir"):
+            patch.setattr(Path, name, failing(getattr(Path, name)))
+        yield
+
+
+def test_another_versions_checkpoint_is_not_damaged(folder):
+    folder.claim(small_run(), "digest")
+    checkpoints(folder, (10, 0), (20, 0))
+    rewrite(folder.checkpoint_path(20, 0), lambda content: content.update(format=3))
+    with pytest.raises(Unreadable, match="is of format 3, this version reads 2; read it with the version that wrote"):
+        folder.newest(lambda line: pytest.fail(line))
+
+
+def test_a_file_that_is_not_there_is_damage(folder):
+    folder.claim(small_run(), "digest")
+    checkpoints(folder, (10, 0), (20, 0), (30, 0))
+    (folder.checkpoint_path(30, 0) / "manifest.json").unlink()
+    (folder.checkpoint_path(20, 0) / "rank-00000.safetensors").unlink()
+    said: list[str] = []
+    assert folder.newest(said.append).path.name == "step-00000010-stage-0"
+    assert len(said) == 2
+
+
 def test_all_damaged_is_the_users_error(folder):
     folder.claim(small_run(), "digest")
     checkpoints(folder, (10, 0))
@@ -223,4 +277,17 @@ def test_what_is_to_be_kept_stays(folder):
         path = folder.checkpoint_path(step, 0)
         write_random(path, facts={"keep": ["before growth"]} if step == 10 else {})
         folder.publish(path, keep=2)
+    assert [path.name[5:13] for path in folder._newest_first()] == ["00000040", "00000030", "00000010"]
+
+
+def test_what_cannot_be_asked_whether_it_is_to_be_kept_stays(folder):
+    folder.claim(small_run(), "digest")
+    manifests = [folder.checkpoint_path(step, 0) / "manifest.json" for step in (10, 20)]
+    for step in (10, 20, 30, 40):
+        path = folder.checkpoint_path(step, 0)
+        write_random(path, facts={"keep": ["before growth"]} if step == 10 else {})
+        with unreadable(errno.EMFILE, *(manifests if step == 30 else ())):
+            folder.publish(path, keep=2)
+        if step == 30:
+            assert len(folder._newest_first()) == 3
     assert [path.name[5:13] for path in folder._newest_first()] == ["00000040", "00000030", "00000010"]

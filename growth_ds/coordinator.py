@@ -285,17 +285,19 @@ class Coordinator:
         facts |= self.during.facts(position.step)
         if ended:
             facts["probe"] = self.probe(engine, stage.length)
-        facts["keep"] = self._reasons_to_keep(facts["tokens"], ended and index + 1 < len(self.run.stages))
+        facts["keep"] = self._reasons_to_keep(path, facts["tokens"], ended and index + 1 < len(self.run.stages))
         background = self.run.checkpoint.background and not ended and before_publishing is None
         self.saver.save(engine, path, stage.model, facts, before_publishing, background)
         self.saver.saved = place
         return path
 
-    def _reasons_to_keep(self, tokens: int, before_growth: bool) -> list[str]:
-        """Why a checkpoint is never dropped; read on rank 0."""
+    def _reasons_to_keep(self, path: Path, tokens: int, before_growth: bool) -> list[str]:
+        """Why a checkpoint is never dropped; read on rank 0. One that is written again keeps the reasons it had."""
         every = self.run.checkpoint.keep_every_tokens
         current = self.saver.current
-        reasons = ["before growth"] if before_growth and self.run.checkpoint.keep_before_growth else []
+        reasons: list[str] = list(current.facts.get("keep", ())) if current and current.path == path else []
+        if before_growth and self.run.checkpoint.keep_before_growth and "before growth" not in reasons:
+            reasons.append("before growth")
         if every and tokens // every > (current.facts.get("tokens", 0) if current else 0) // every:
             reasons.append(f"every {every} tokens")
         return reasons

@@ -16,6 +16,7 @@ A kill at any point leaves the checkpoint from before the growth current, or the
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -210,6 +211,11 @@ class Coordinator:
             raise GrowthFailed(f"the growth at step {position.step}: {error}; {STAYS}") from None
         after = self.probe(engine, self.run.stages[index - 1].length)
         release_memory()  # what ZeRO-3 gathered for it, before the checkpoint needs room
+        if not plan.exact and not math.isfinite(after["loss"]):
+            was = f"it was {before['loss']:.6f}"
+            raise GrowthFailed(
+                f"the growth at step {position.step} made the probe loss {after['loss']} ({was}); {STAYS}"
+            )
         moved = abs(after["loss"] - before["loss"])
         if plan.exact and not moved <= max(TOLERANCE[engine.precision], TOLERANCE[facts["precision"]]):
             worst = differs_most(engine, model, plan, source)

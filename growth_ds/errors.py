@@ -16,7 +16,7 @@ class Unreadable(UserError):
 
 
 class GrowthFailed(Exception):
-    """A growth that was to be exact moved the probe loss. The line says by how much and which tensor differs most.
+    """A growth moved the probe loss although it was to be exact, or left it no number. The line says what and how much.
 
     The checkpoint from before the growth is whole and current. The command line prints the line and exits with 1.
     """

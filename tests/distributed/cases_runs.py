@@ -6,6 +6,7 @@ The order matters: `reference` comes first, the others are compared with it.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -318,6 +319,28 @@ def case_wrong_parameter_groups_are_found() -> None:
     finally:
         ZeroStore.options = right  # type: ignore[method-assign]
     assert final("groups").model.hidden == 30
+
+
+def case_a_growth_that_leaves_no_number_stops_the_run() -> None:
+    """Also one of which no exactness is asked: training would go on with it, and nothing before it would be kept."""
+    right, run = reshard.grown_tensor, small_run(steps=(3, 3), engine={"precision": "fp32", "coordinator": "rank0"})
+
+    def infinite(plan: Any, name: str, kind: str, *rest: Any) -> Any:
+        tensor = right(plan, name, kind, *rest)
+        return tensor if plan.is_identity or name != "layers.3.up.bias" else tensor + math.inf
+
+    reshard.grown_tensor = infinite
+    try:
+        with pytest.raises(GrowthFailed, match=r"the growth at step 3 made the probe loss (nan|inf) \(it was \d"):
+            train(run, "infinite")
+    finally:
+        reshard.grown_tensor = right
+    distributed.barrier()
+    assert final("infinite").facts["stage"] == 0
+    assert not ledger("infinite", "growth")
+    distributed.barrier()
+    assert train(run, "infinite") == FINISHED
+    assert not ledger("infinite", "growth")[0]["exact"]
 
 
 def case_rank0_and_sharded_are_the_same_bits() -> None:

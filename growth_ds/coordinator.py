@@ -70,6 +70,19 @@ def growth_plan(old: Model, new: Model, grow: Grow, limit: int | None = None) ->
     return make_plan(layout, old, new, grow, FIXED, limit)
 
 
+def _agreed_plan(old: Model, stage: Stage, grown: bool) -> GrowthPlan:
+    """The plan into a stage. Collective: what one rank cannot resolve is raised on all, before they wait for it."""
+    plan: GrowthPlan | None = None
+    problem: Exception | None = None
+    try:
+        plan = growth_plan(old, stage.model, stage.grow if grown else Grow(), stage.total_steps)
+    except Exception as error:  # any: a recipe is the user's code
+        problem = error
+    distributed.settle(problem)
+    assert plan is not None
+    return plan
+
+
 class Coordinator:
     """Builds, fills, saves and grows engines for the stages of one run."""
 
@@ -100,7 +113,7 @@ class Coordinator:
         source, facts = self._source(stage.model)
         old = source.model if isinstance(source, Checkpoint) else stage.model
         grown = bool(facts) and facts["stage"] != index
-        plan = growth_plan(old, stage.model, stage.grow if grown else Grow(), stage.total_steps)
+        plan = _agreed_plan(old, stage, grown)
         mode = self._mode(index, position, plan, old)
         if grown:
             faults.point("growth.begin")

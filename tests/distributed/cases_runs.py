@@ -366,6 +366,24 @@ def case_ranks_that_resolve_different_growths_stop() -> None:
     distributed.barrier()
 
 
+def case_a_growth_that_one_rank_cannot_resolve_stops_all() -> None:
+    """With its own line, and within moments: the others would wait for the plan of that rank."""
+    right = coordinator_module.growth_plan
+
+    def on_rank_0(*args: Any) -> Any:
+        if distributed.rank() == 1:
+            raise UserError("stages.0.grow.recipe: tale.py: cannot be read; put it on every node")
+        return right(*args)
+
+    coordinator_module.growth_plan = on_rank_0
+    try:
+        with pytest.raises(UserError, match=r"tale\.py: cannot be read; put it on every node"):
+            train(small_run(), "resolved-once")
+    finally:
+        coordinator_module.growth_plan = right
+    distributed.barrier()
+
+
 def case_dropout_is_the_same_after_a_resume() -> None:
     run = small_run(model={"dropout": 0.2, "attention_dropout": 0.1})
     assert train(run, "dropout") == FINISHED

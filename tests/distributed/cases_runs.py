@@ -6,14 +6,13 @@ The order matters: `reference` comes first, the others are compared with it.
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import pytest
 import torch
 
 import growth_ds.coordinator as coordinator_module
-from growth_ds import faults, reshard
+from growth_ds import reshard
 from growth_ds.checkpoint import Checkpoint
 from growth_ds.config import Run
 from growth_ds.data.text import Text
@@ -146,36 +145,6 @@ def case_step_after_the_last_checkpoint_is_computed_again() -> None:
     distributed.barrier()
     assert train(run, "killed") == FINISHED
     close_to_reference("killed")
-
-
-def case_a_growth_done_again_after_a_fallback_is_not_counted_before_its_line() -> None:
-    """`latest` names the checkpoint that was fallen back to: a kill between the new one's name and its line is safe."""
-    run, name = small_run(steps=(5, 5), checkpoint={"every": 100, "keep": 9}), "fallen"
-    assert train(run, name, stop_after=7) == STOPPED
-    run_folder = RunFolder(folder() / name)
-    if distributed.rank() == 0:
-        for place in ((5, 1), (7, 1)):
-            (run_folder.checkpoint_path(*place) / "manifest.json").write_text("{}")
-    distributed.barrier()
-    right = faults.point
-
-    def die(point: str) -> None:
-        if point == "checkpoint.renamed":
-            raise RuntimeError("killed")
-
-    faults.point = die
-    try:
-        with pytest.raises(RuntimeError, match="killed"):
-            train(run, name)
-    finally:
-        faults.point = right
-    distributed.barrier()
-    assert run_folder.checkpoint_path(5, 1).exists()
-    assert final(name).path == run_folder.checkpoint_path(5, 0)
-    assert not ledger(name, "growth")
-    distributed.barrier()
-    assert train(run, name) == FINISHED
-    assert len(ledger(name, "growth")) == 1
 
 
 def _single(name: str, steps: tuple[int, ...], **grow: Any) -> None:
@@ -321,28 +290,6 @@ def case_wrong_parameter_groups_are_found() -> None:
     assert final("groups").model.hidden == 30
 
 
-def case_a_growth_that_leaves_no_number_stops_the_run() -> None:
-    """Also one of which no exactness is asked: training would go on with it, and nothing before it would be kept."""
-    right, run = reshard.grown_tensor, small_run(steps=(3, 3), engine={"precision": "fp32", "coordinator": "rank0"})
-
-    def infinite(plan: Any, name: str, kind: str, *rest: Any) -> Any:
-        tensor = right(plan, name, kind, *rest)
-        return tensor if plan.is_identity or name != "layers.3.up.bias" else tensor + math.inf
-
-    reshard.grown_tensor = infinite
-    try:
-        with pytest.raises(GrowthFailed, match=r"the growth at step 3 made the probe loss (nan|inf) \(it was \d"):
-            train(run, "infinite")
-    finally:
-        reshard.grown_tensor = right
-    distributed.barrier()
-    assert final("infinite").facts["stage"] == 0
-    assert not ledger("infinite", "growth")
-    distributed.barrier()
-    assert train(run, "infinite") == FINISHED
-    assert not ledger("infinite", "growth")[0]["exact"]
-
-
 def case_rank0_and_sharded_are_the_same_bits() -> None:
     sums = {mode: _wider(f"by-{mode}", "fp32", 1, coordinator=mode) for mode in ("rank0", "sharded")}
     assert [sums[mode]["mode"] for mode in sums] == ["rank0", "sharded"]
@@ -361,24 +308,6 @@ def case_ranks_that_resolve_different_growths_stop() -> None:
     try:
         with pytest.raises(UserError, match=r"stages\.0\.grow: the ranks resolve different growths"):
             train(small_run(), "unlike")
-    finally:
-        coordinator_module.growth_plan = right
-    distributed.barrier()
-
-
-def case_a_growth_that_one_rank_cannot_resolve_stops_all() -> None:
-    """With its own line, and within moments: the others would wait for the plan of that rank."""
-    right = coordinator_module.growth_plan
-
-    def on_rank_0(*args: Any) -> Any:
-        if distributed.rank() == 1:
-            raise UserError("stages.0.grow.recipe: tale.py: cannot be read; put it on every node")
-        return right(*args)
-
-    coordinator_module.growth_plan = on_rank_0
-    try:
-        with pytest.raises(UserError, match=r"tale\.py: cannot be read; put it on every node"):
-            train(small_run(), "resolved-once")
     finally:
         coordinator_module.growth_plan = right
     distributed.barrier()

@@ -7,6 +7,9 @@ class UserError(Exception):
     The command line prints the line and exits with 2; it never shows a traceback for it.
     """
 
+    on_all_ranks = False
+    """Whether it is known that every rank raises one at this place (`distributed.settle`): they can still agree."""
+
 
 class Unreadable(UserError):
     """A checkpoint that may be whole: the system does not give its bytes now, or another version wrote it.

@@ -160,6 +160,9 @@ class Trainer:
             where = f"stopped before the stage was entered; {self.folder.path} is as it was"
             self.progress.say(f"{where}, the same command goes on")
             return STOPPED
+        except BaseException as error:
+            self.coordinator.saver.leave(error)
+            raise
         finally:
             if engine is not None:
                 engine.close()  # also when something fails: a process that goes on must not keep it

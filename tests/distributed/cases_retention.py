@@ -228,6 +228,53 @@ def case_a_background_write_that_breaks_in_any_other_way_is_reported_too() -> No
     assert latest("accident") == ""
 
 
+@contextmanager
+def slow_from(step: int, happens: Callable[[], None]) -> Iterator[None]:
+    """Something happens before a step, while a checkpoint is being written in the background."""
+    happened = threading.Event()
+
+    def hold(file: SliceFile) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            happened.wait(30)
+
+    def look(number: int) -> None:
+        if number == step:
+            happened.set()
+            happens()
+
+    with before_each_step(look), slices_through(hold):
+        yield
+
+
+def case_a_user_error_of_all_publishes_what_was_on_its_way() -> None:
+    """The disk that takes no line of the metrics takes the checkpoint that was begun before."""
+    trainer = trainer_of(run_of(every=4, background=True), "kept-with")
+
+    def refuse() -> None:
+        trainer.problem = UserError("metrics.jsonl: cannot be written (a test)")
+
+    with slow_from(4, refuse), pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(a test\)"):
+        trainer.train(True)
+    assert latest("kept-with") == "03-stage-0"
+    assert not list(trainer.folder.checkpoints.glob(".*"))
+    assert trainer_of(run_of(every=4, background=True), "kept-with").train(True) == FINISHED
+    assert losses("kept-with") == losses("ahead")
+
+
+def case_any_other_error_leaves_nothing_of_what_was_on_its_way() -> None:
+    """No rank waits for another, and the writer has ended before the engine is closed."""
+    trainer, threads = trainer_of(run_of(every=4, background=True), "dropped"), threading.active_count()
+
+    def break_down() -> None:
+        raise KeyError("an accident")
+
+    with slow_from(4, break_down), pytest.raises(KeyError, match="an accident"):
+        trainer.train(True)
+    assert threading.active_count() <= threads
+    assert latest("dropped") == ""
+    assert not list(trainer.folder.checkpoints.iterdir())
+
+
 def case_a_stop_waits_for_the_background() -> None:
     with slices_through(lambda file: threading.Event().wait(0.002)):
         assert trainer_of(run_of(every=4, background=True), "stopped", 5).train(True) == STOPPED

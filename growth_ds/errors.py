@@ -26,7 +26,7 @@ class GrowthFailed(Exception):
 
 
 class Stopped(Exception):
-    """All ranks have agreed to stop in the middle of something that can be left: a measurement, a growth.
+    """All ranks have agreed to stop, before a step or in the middle of what can be left: a measurement, a growth.
 
     Raised on every rank at the same place. Nothing is lost: what was begun is done again by the run that goes on.
     """

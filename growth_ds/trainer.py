@@ -254,10 +254,10 @@ class Trainer:
         """
         first = sum(stage.total_steps for stage in self.run.stages[:index])
         steps = range(self.position.step, first + self.run.stages[index].total_steps)
+        stop = False
         try:
-            stop = self._steps(engine, index, steps)
-            if not stop:
-                self._end(engine, index)
+            self._steps(engine, index, steps)
+            self._end(engine, index)
         except Stopped:
             stop = True
         if stop:
@@ -268,25 +268,24 @@ class Trainer:
     def _save(self, engine: ZeroEngine, index: int, ended: bool = False) -> None:
         """A checkpoint, unless the lines that belong before it could not be written: UserError on all ranks then."""
         distributed.settle(self.problem)
-        self.coordinator.save(engine, self.position, index, ended=ended)
+        if self.position.step > 0:  # before, the same command begins anew
+            self.coordinator.save(engine, self.position, index, ended=ended)
 
-    def _steps(self, engine: ZeroEngine, index: int, steps: range) -> bool:
-        """Optimizer steps, each followed by what is due. Returns True if a rank was asked to stop."""
+    def _steps(self, engine: ZeroEngine, index: int, steps: range) -> None:
+        """Optimizer steps, each followed by what is due. Raises Stopped if a rank was asked to stop."""
         if steps:
             self._measure(engine, index)  # what a stop has left undone at this very step
         for micro_batches in self.text.batches(self.run, steps, self.rank, self.ranks):
             self.coordinator.saver.poll(self.position.step)
             faults.point("step")
-            if self._step(engine, index, micro_batches):
-                return True
+            self._step(engine, index, micro_batches)
             if self.position.step < steps.stop:
                 self._measure(engine, index)
                 if self.coordinator.saver.is_due(self.position.step):
                     self._save(engine, index)
-        return False
 
-    def _step(self, engine: ZeroEngine, index: int, micro_batches: list[Batch]) -> bool:
-        """One optimizer step; whether any rank was asked to stop."""
+    def _step(self, engine: ZeroEngine, index: int, micro_batches: list[Batch]) -> None:
+        """One optimizer step. Raises Stopped, before it, if any rank was asked to stop."""
         started = time.monotonic()
         if not self.run.stages[index].model.nsp:
             micro_batches = [batch.without_nsp() for batch in micro_batches]
@@ -300,7 +299,6 @@ class Trainer:
         self.position = Position(self.position.step + 1, self.position.seconds + elapsed)
         self.coordinator.ramp_to(self.position.step)  # what is measured from here on belongs to this step
         self._record(index, result, rate, elapsed, progress)
-        return result.stop
 
     def _measure(self, engine: ZeroEngine, index: int) -> None:
         """What is due after this many steps, unless it stands in the files already. Raises Stopped."""

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 import growth_ds.coordinator as coordinator_module
+import growth_ds.trainer as trainer_module
 from growth_ds import faults, reshard
 from growth_ds.engine import distributed
 from growth_ds.errors import GrowthFailed, UserError
 from growth_ds.run_folder import RunFolder
 from growth_ds.trainer import FINISHED, STOPPED
-from tests.distributed.cases_runs import final, ledger, train
+from tests.distributed.cases_runs import final, ledger, losses, train
 from tests.distributed.corpus import folder, small_run
 
 
@@ -85,3 +86,54 @@ def case_a_growth_that_one_rank_cannot_resolve_stops_all() -> None:
     finally:
         coordinator_module.growth_plan = right
     distributed.barrier()
+
+
+class Asked:
+    """Asks one rank to stop just before a step, counted from 1 in this start."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step, self.seen = rank, step, 0
+
+    def __enter__(self) -> None:
+        self.point, self.flag = faults.point, trainer_module.Trainer._asked
+        faults.point = self._look
+        trainer_module.Trainer._asked = lambda trainer: self.seen >= self.step and distributed.rank() == self.rank
+
+    def _look(self, name: str) -> None:
+        self.seen += name == "step"
+
+    def __exit__(self, *error: object) -> None:
+        faults.point, trainer_module.Trainer._asked = self.point, self.flag
+
+
+def case_a_stop_is_obeyed_before_the_step_that_comes() -> None:
+    """A launcher waits 30 s before it kills: no step is made in them."""
+    run = small_run(steps=(8,))
+    with Asked(rank=1, step=6):
+        assert train(run, "asked") == STOPPED
+    assert len(losses("asked")) == final("asked").facts["step"] == 5
+    distributed.barrier()
+    assert train(run, "asked") == FINISHED
+    assert len(losses("asked")) == 8
+
+
+def case_a_stop_before_the_first_step_leaves_a_run_that_begins_anew() -> None:
+    run, name = small_run(steps=(3,)), "asked-at-once"
+    with Asked(rank=1, step=1):
+        assert train(run, name) == STOPPED
+    assert list((folder() / name / "checkpoints").iterdir()) == []
+    distributed.barrier()
+    assert train(run, name) == FINISHED
+    assert len(losses(name)) == 3
+    assert len(ledger(name, "start")) == len(ledger(name, "stage")) == 1
+
+
+def case_a_stop_before_the_first_step_after_a_growth_keeps_the_growth() -> None:
+    run, name = small_run(steps=(3, 3)), "asked-when-grown"
+    with Asked(rank=0, step=4):
+        assert train(run, name) == STOPPED
+    assert final(name).path.name == "step-00000003-stage-1"
+    distributed.barrier()
+    assert train(run, name) == FINISHED
+    assert len(losses(name)) == 6
+    assert len(ledger(name, "growth")) == 1

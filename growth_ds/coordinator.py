@@ -16,6 +16,7 @@ A kill at any point leaves the checkpoint from before the growth current, or the
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,6 +70,19 @@ def growth_plan(old: Model, new: Model, grow: Grow, limit: int | None = None) ->
     return make_plan(layout, old, new, grow, FIXED, limit)
 
 
+def _agreed_plan(old: Model, stage: Stage, grown: bool) -> GrowthPlan:
+    """The plan into a stage. Collective: what one rank cannot resolve is raised on all, before they wait for it."""
+    plan: GrowthPlan | None = None
+    problem: Exception | None = None
+    try:
+        plan = growth_plan(old, stage.model, stage.grow if grown else Grow(), stage.total_steps)
+    except Exception as error:  # any: a recipe is the user's code
+        problem = error
+    distributed.settle(problem)
+    assert plan is not None
+    return plan
+
+
 class Coordinator:
     """Builds, fills, saves and grows engines for the stages of one run."""
 
@@ -99,7 +113,7 @@ class Coordinator:
         source, facts = self._source(stage.model)
         old = source.model if isinstance(source, Checkpoint) else stage.model
         grown = bool(facts) and facts["stage"] != index
-        plan = growth_plan(old, stage.model, stage.grow if grown else Grow(), stage.total_steps)
+        plan = _agreed_plan(old, stage, grown)
         mode = self._mode(index, position, plan, old)
         if grown:
             faults.point("growth.begin")
@@ -210,6 +224,11 @@ class Coordinator:
             raise GrowthFailed(f"the growth at step {position.step}: {error}; {STAYS}") from None
         after = self.probe(engine, self.run.stages[index - 1].length)
         release_memory()  # what ZeRO-3 gathered for it, before the checkpoint needs room
+        if not plan.exact and not math.isfinite(after["loss"]):
+            was = f"it was {before['loss']:.6f}"
+            raise GrowthFailed(
+                f"the growth at step {position.step} made the probe loss {after['loss']} ({was}); {STAYS}"
+            )
         moved = abs(after["loss"] - before["loss"])
         if plan.exact and not moved <= max(TOLERANCE[engine.precision], TOLERANCE[facts["precision"]]):
             worst = differs_most(engine, model, plan, source)
@@ -285,17 +304,19 @@ class Coordinator:
         facts |= self.during.facts(position.step)
         if ended:
             facts["probe"] = self.probe(engine, stage.length)
-        facts["keep"] = self._reasons_to_keep(facts["tokens"], ended and index + 1 < len(self.run.stages))
+        facts["keep"] = self._reasons_to_keep(path, facts["tokens"], ended and index + 1 < len(self.run.stages))
         background = self.run.checkpoint.background and not ended and before_publishing is None
         self.saver.save(engine, path, stage.model, facts, before_publishing, background)
         self.saver.saved = place
         return path
 
-    def _reasons_to_keep(self, tokens: int, before_growth: bool) -> list[str]:
-        """Why a checkpoint is never dropped; read on rank 0."""
+    def _reasons_to_keep(self, path: Path, tokens: int, before_growth: bool) -> list[str]:
+        """Why a checkpoint is never dropped; read on rank 0. One that is written again keeps the reasons it had."""
         every = self.run.checkpoint.keep_every_tokens
         current = self.saver.current
-        reasons = ["before growth"] if before_growth and self.run.checkpoint.keep_before_growth else []
+        reasons: list[str] = list(current.facts.get("keep", ())) if current and current.path == path else []
+        if before_growth and self.run.checkpoint.keep_before_growth and "before growth" not in reasons:
+            reasons.append("before growth")
         if every and tokens // every > (current.facts.get("tokens", 0) if current else 0) // every:
             reasons.append(f"every {every} tokens")
         return reasons

@@ -7,16 +7,26 @@ class UserError(Exception):
     The command line prints the line and exits with 2; it never shows a traceback for it.
     """
 
+    on_all_ranks = False
+    """Whether it is known that every rank raises one at this place (`distributed.settle`): they can still agree."""
+
+
+class Unreadable(UserError):
+    """A checkpoint that may be whole: the system does not give its bytes now, or another version wrote it.
+
+    Not to be taken for damage: nothing older is used in its place, and nothing is removed.
+    """
+
 
 class GrowthFailed(Exception):
-    """A growth that was to be exact moved the probe loss. The line says by how much and which tensor differs most.
+    """A growth moved the probe loss although it was to be exact, or left it no number. The line says what and how much.
 
     The checkpoint from before the growth is whole and current. The command line prints the line and exits with 1.
     """
 
 
 class Stopped(Exception):
-    """All ranks have agreed to stop in the middle of something that can be left: a measurement, a growth.
+    """All ranks have agreed to stop, before a step or in the middle of what can be left: a measurement, a growth.
 
     Raised on every rank at the same place. Nothing is lost: what was begun is done again by the run that goes on.
     """

@@ -14,10 +14,11 @@ from typing import Any
 
 from growth_ds import faults
 from growth_ds.checkpoint import Checkpoint, open_verified
+from growth_ds.checkpoint.manifest import not_read
 from growth_ds.checkpoint.writer import recover, remove_folder
 from growth_ds.config import Run
 from growth_ds.config_file import dump_run, read_yaml, validated
-from growth_ds.errors import UserError
+from growth_ds.errors import Unreadable, UserError
 from growth_ds.files import sync, write_durably
 
 _NAME = re.compile(r"step-(\d+)-stage-(\d+)")
@@ -79,6 +80,23 @@ class RunFolder:
         start = next((line for line in self.records(self.ledger) if line.get("event") == "start"), None)
         if start is not None and start["store"] != data:
             raise UserError(f"{self.path}: was trained on other data than data.store now holds; give another --run-dir")
+        self._check_checkpoints(written.checkpoint.every)
+
+    def _check_checkpoints(self, every: int) -> None:
+        """Raises UserError if there is no checkpoint, and the run was past the point where the first one is written.
+
+        It would begin anew, and forget its ledger and metrics. A run that was killed before that point may.
+        """
+        found = (*self.records(self.ledger), *self.records(self.metrics))  # before the folder: another run may save
+        past = any(line.get("stage", 0) > 0 or line.get("step", 0) > every for line in found)
+        if not self.checkpoints.exists():  # made before anything is recorded: somebody has removed it
+            lost = past or any(line.get("step", 0) > 0 for line in found)
+        else:
+            names = [path.name for path in self.checkpoints.iterdir()]
+            whole = any(_NAME.fullmatch(name.removeprefix(".").removesuffix(".old")) for name in names)  # see `recover`
+            lost = not whole and (past or self.latest.name in names)
+        if lost:
+            raise UserError(f"{self.checkpoints}: its checkpoints are gone; put them back, or give another --run-dir")
 
     def _only_ours(self) -> bool:
         """A folder that holds no more than what may be there before a run starts in it."""
@@ -96,45 +114,77 @@ class RunFolder:
         return self.checkpoints / f"step-{step:08d}-stage-{stage}"
 
     def publish(self, checkpoint: Path, keep: int) -> None:
-        """Point `latest` at a whole checkpoint, then drop the oldest ones past `keep` that nothing else keeps.
-
-        The metrics are made durable first: the steps before a checkpoint are not computed again.
-        """
-        if self.metrics.exists():
-            sync(self.metrics)
+        """Point `latest` at a whole checkpoint, then drop the oldest ones past `keep` that nothing else keeps."""
         write_durably(self.latest, checkpoint.name + "\n")
         faults.point("checkpoint.published")
         for old in self._newest_first()[keep:]:
             if old != checkpoint and not self._is_kept(old):
                 remove_folder(old)
 
+    def point_at(self, checkpoint: Path | None) -> None:
+        """Have `latest` name the checkpoint that a run goes on from; it may name one that is damaged, or gone.
+
+        A growth that is done again is renamed before its ledger line is written: were it named already, a kill in
+        between would have it counted without that line.
+        """
+        if checkpoint is None:
+            self.latest.unlink(missing_ok=True)
+        elif self._named() != checkpoint.name:
+            write_durably(self.latest, checkpoint.name + "\n")
+
+    def _named(self) -> str | None:
+        """What `latest` says."""
+        try:
+            return self.latest.read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise not_read(self.latest, error) from None
+
+    def settle_metrics(self) -> None:
+        """Make them durable, before a checkpoint gets its name: the steps before it are not computed again."""
+        if self.metrics.exists():
+            sync(self.metrics)
+
     def _is_kept(self, path: Path) -> bool:
-        """Whether a checkpoint says of itself that it stays (see `config.Checkpoint`); a damaged one does not."""
+        """Whether a checkpoint says of itself that it stays (see `config.Checkpoint`); a damaged one does not.
+
+        One that cannot be asked now stays, and is asked again.
+        """
         if path.name not in self._kept:
             try:
                 self._kept[path.name] = bool(Checkpoint(path).facts.get("keep"))
+            except Unreadable:
+                return True
             except UserError:
                 self._kept[path.name] = False
         return self._kept[path.name]
 
     def _newest_first(self) -> list[Path]:
         """By step and stage as numbers; neither names nor clocks tell the order."""
-        found = [(match, path) for path in self.checkpoints.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+        try:  # not glob: a folder that it cannot read is empty to it
+            found = [(match, path) for path in self.checkpoints.iterdir() if (match := _NAME.fullmatch(path.name))]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise not_read(self.checkpoints, error) from None
         return [path for _, path in sorted(found, key=lambda pair: tuple(map(int, pair[0].groups())), reverse=True)]
 
     def newest(self, say: Callable[[str], None] = print) -> Checkpoint | None:
         """The checkpoint to go on from: `latest`, or the newest whole one if that is damaged, which is said.
 
-        None if the run has none. Raises UserError if there are some and all are damaged.
+        None if the run has none. Raises UserError if there are some and all are damaged, Unreadable if one is met of
+        which that is not known.
         """
         candidates = self._newest_first()
-        if self.latest.is_file():
-            named = self.checkpoints / self.latest.read_text(encoding="utf-8", errors="replace").strip()
-            if named in candidates:
-                candidates = candidates[candidates.index(named) :]
+        named = [path for path in candidates if path.name == self._named()]
+        if named:
+            candidates = candidates[candidates.index(named[0]) :]
         for path in candidates:
             try:
                 return open_verified(path)
+            except Unreadable:
+                raise
             except UserError as error:
                 say(f"{error} -> falling back to an older checkpoint")
         if candidates:
@@ -162,8 +212,14 @@ class RunFolder:
             ) from None
 
     def recover(self) -> None:
-        """Clean up after a kill: folders that were moved aside come back, unfinished and half-removed ones go."""
+        """Clean up after a kill: folders that were moved aside come back, unfinished and half-removed ones go.
+
+        So do drafts of the files that rank 0 replaces. Others may be somebody's who exports into this folder.
+        """
         recover(self.checkpoints)
+        for path in (self.config, self.ledger, self.metrics):
+            for draft in self.path.glob(f".{path.name}.*.tmp"):
+                draft.unlink(missing_ok=True)
 
     def trim(self, step: int, stage: int, unended: bool = False) -> None:
         """Forget what was written after (step, stage): it is computed again, and stands once.

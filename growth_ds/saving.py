@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,22 @@ class Saver:
             draft.thread.join()
             self._complete(draft)
 
+    def leave(self, error: BaseException) -> None:
+        """The run ends with this error: no thread reads the engine any more, and nothing half-written is left.
+
+        A checkpoint that is on its way is published if all ranks raise the same UserError. Otherwise no word may be
+        exchanged: some may be gone. Raises nothing, so that it hides nothing.
+        """
+        draft, self._pending = self._pending, None
+        if draft is None or draft.thread is None:
+            return
+        draft.thread.join()
+        if isinstance(error, UserError) and error.on_all_ranks:
+            with suppress(Exception):
+                self._complete(draft)
+        elif self.main:
+            shutil.rmtree(draft.folder, ignore_errors=True)
+
     def _begin(self, path: Path, model: Model, facts: dict[str, Any]) -> _Draft:
         with agreed(path) as outcome:
             if self.main:
@@ -161,6 +177,7 @@ class Saver:
                 shutil.rmtree(draft.folder, ignore_errors=True)  # nothing there once it was renamed
 
     def _publish(self, draft: _Draft, records: list[dict[str, Any]]) -> None:
+        self.folder.settle_metrics()
         commit(draft.folder, draft.path, draft.model, True, draft.facts, records, self.tokenizer)
         faults.point("checkpoint.renamed")
         for action in draft.then:

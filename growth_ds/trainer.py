@@ -160,6 +160,9 @@ class Trainer:
             where = f"stopped before the stage was entered; {self.folder.path} is as it was"
             self.progress.say(f"{where}, the same command goes on")
             return STOPPED
+        except BaseException as error:
+            self.coordinator.saver.leave(error)
+            raise
         finally:
             if engine is not None:
                 engine.close()  # also when something fails: a process that goes on must not keep it
@@ -205,6 +208,7 @@ class Trainer:
         facts: dict[str, Any] = source.facts if source else {"step": 0, "stage": -1, "seconds": 0.0}
         step, stage = facts["step"], facts["stage"]
         unended = step > 0 and self.run.stage_at(step)[0] != stage and "probe" not in facts
+        self.folder.point_at(source.path if source else None)
         self.folder.trim(step, stage, unended)
         outcome["unended"] = stage if unended else None
         outcome["position"] = [step, facts["seconds"]]
@@ -250,10 +254,10 @@ class Trainer:
         """
         first = sum(stage.total_steps for stage in self.run.stages[:index])
         steps = range(self.position.step, first + self.run.stages[index].total_steps)
+        stop = False
         try:
-            stop = self._steps(engine, index, steps)
-            if not stop:
-                self._end(engine, index)
+            self._steps(engine, index, steps)
+            self._end(engine, index)
         except Stopped:
             stop = True
         if stop:
@@ -264,25 +268,24 @@ class Trainer:
     def _save(self, engine: ZeroEngine, index: int, ended: bool = False) -> None:
         """A checkpoint, unless the lines that belong before it could not be written: UserError on all ranks then."""
         distributed.settle(self.problem)
-        self.coordinator.save(engine, self.position, index, ended=ended)
+        if self.position.step > 0:  # before, the same command begins anew
+            self.coordinator.save(engine, self.position, index, ended=ended)
 
-    def _steps(self, engine: ZeroEngine, index: int, steps: range) -> bool:
-        """Optimizer steps, each followed by what is due. Returns True if a rank was asked to stop."""
+    def _steps(self, engine: ZeroEngine, index: int, steps: range) -> None:
+        """Optimizer steps, each followed by what is due. Raises Stopped if a rank was asked to stop."""
         if steps:
             self._measure(engine, index)  # what a stop has left undone at this very step
         for micro_batches in self.text.batches(self.run, steps, self.rank, self.ranks):
             self.coordinator.saver.poll(self.position.step)
             faults.point("step")
-            if self._step(engine, index, micro_batches):
-                return True
+            self._step(engine, index, micro_batches)
             if self.position.step < steps.stop:
                 self._measure(engine, index)
                 if self.coordinator.saver.is_due(self.position.step):
                     self._save(engine, index)
-        return False
 
-    def _step(self, engine: ZeroEngine, index: int, micro_batches: list[Batch]) -> bool:
-        """One optimizer step; whether any rank was asked to stop."""
+    def _step(self, engine: ZeroEngine, index: int, micro_batches: list[Batch]) -> None:
+        """One optimizer step. Raises Stopped, before it, if any rank was asked to stop."""
         started = time.monotonic()
         if not self.run.stages[index].model.nsp:
             micro_batches = [batch.without_nsp() for batch in micro_batches]
@@ -296,7 +299,6 @@ class Trainer:
         self.position = Position(self.position.step + 1, self.position.seconds + elapsed)
         self.coordinator.ramp_to(self.position.step)  # what is measured from here on belongs to this step
         self._record(index, result, rate, elapsed, progress)
-        return result.stop
 
     def _measure(self, engine: ZeroEngine, index: int) -> None:
         """What is due after this many steps, unless it stands in the files already. Raises Stopped."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 
-from growth_ds.errors import UserError
+from growth_ds.errors import Unreadable, UserError
 from growth_ds.run_folder import RunFolder
-from tests.checkpoints import write_random
+from tests.checkpoints import rewrite, write_random
 from tests.distributed.corpus import small_run
 
 
@@ -51,6 +57,58 @@ def test_a_folder_of_something_else_is_refused(tmp_path, store):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def was_at(folder, step, stage, every=5):
+    """A folder whose run got so far."""
+    folder.claim(small_run(checkpoint={"every": every}), "digest")
+    folder.append(folder.ledger, {"event": "start", "step": 0, "stage": 0, "store": "digest"})
+    folder.append(folder.metrics, {"step": step, "stage": stage, "loss": 1.0})
+
+
+def contents(path):
+    return {each.relative_to(path): each.read_bytes() if each.is_file() else None for each in path.rglob("*")}
+
+
+@pytest.mark.parametrize("emptied", ["missing", "empty", "only latest"])
+@pytest.mark.parametrize("place", [(6, 0), (3, 1)])
+def test_checkpoints_that_are_gone_are_the_users_error(folder, place, emptied):
+    """Nothing is forgotten: they may be put back."""
+    was_at(folder, *place)
+    if emptied == "missing":
+        folder.checkpoints.rmdir()
+    elif emptied == "only latest":
+        folder.latest.write_text("step-00000005-stage-0\n")
+    before = contents(folder.path)
+    for use in (folder.check, folder.make, folder.claim):
+        with pytest.raises(UserError, match="checkpoints: its checkpoints are gone; put them back, or give another"):
+            use(small_run(checkpoint={"every": 1000}), "digest")
+    assert contents(folder.path) == before
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_may_begin_anew(folder):
+    was_at(folder, 5, 0)
+    folder.claim(small_run(), "digest")
+    folder.append(folder.ledger, {"event": "finish", "step": 5, "stage": 0})  # its line comes before its checkpoint
+    folder.claim(small_run(checkpoint={"every": 5}), "digest")
+
+
+def test_what_a_few_steps_have_left_shows_that_a_folder_or_latest_is_gone(folder):
+    was_at(folder, 2, 0)
+    folder.latest.write_text("step-00000002-stage-0\n")
+    with pytest.raises(UserError, match="are gone"):
+        folder.check(small_run(), "digest")
+    folder.latest.unlink()
+    folder.check(small_run(), "digest")
+    folder.checkpoints.rmdir()
+    with pytest.raises(UserError, match="are gone"):
+        folder.check(small_run(), "digest")
+
+
+def test_a_checkpoint_that_is_being_replaced_is_there(folder):
+    was_at(folder, 6, 0)
+    (folder.checkpoints / ".step-00000005-stage-0.old").mkdir()
+    folder.check(small_run(), "digest")
+
+
 def checkpoints(folder, *places):
     for step, stage in places:
         folder.publish(write_random(folder.checkpoint_path(step, stage)).path, keep=10)
@@ -77,6 +135,69 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(folder):
     assert len(said) == 1
     assert str(path) in said[0]
     assert "falling back" in said[0]
+
+
+def test_latest_follows_a_fallback(folder):
+    """Else a checkpoint of that name, written again, would be the newest before it is published."""
+    folder.claim(small_run(), "digest")
+    checkpoints(folder, (20, 0), (20, 1))
+    newer = folder.checkpoint_path(20, 1)
+    (newer / "manifest.json").write_text("{}")
+    newest = folder.newest(lambda line: None)
+    folder.point_at(newest.path)
+    folder.trim(20, 0)
+    write_random(newer)
+    assert folder.newest().path == newest.path == folder.checkpoint_path(20, 0)
+    folder.point_at(None)
+    assert not folder.latest.exists()
+
+
+def test_what_cannot_be_read_now_is_not_damaged(folder):
+    """Nothing older is taken for it, and nothing is lost: the disk or the server may come back."""
+    folder.claim(small_run(), "digest")
+    checkpoints(folder, (10, 0), (20, 0))
+    path = folder.checkpoint_path(20, 0)
+    places = (path / "manifest.json", path / "rank-00000.safetensors", folder.latest, folder.checkpoints)
+    for place, trouble in itertools.product(places, (errno.EIO, errno.ESTALE, errno.EACCES)):
+        with unreadable(trouble, place), pytest.raises(Unreadable, match=f"^{place}: cannot be read now \\("):
+            folder.newest(lambda line: pytest.fail(line))
+    assert folder.newest().path == path
+
+
+@contextmanager
+def unreadable(number, *paths):
+    """Opening these paths, or listing them, fails."""
+
+    def failing(right):
+        def use(self, *args, **options):
+            if self in paths:
+                raise OSError(number, os.strerror(number), str(self))
+            return right(self, *args, **options)
+
+        return use
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("open", "iterdir"):
+            patch.setattr(Path, name, failing(getattr(Path, name)))
+        yield
+
+
+def test_another_versions_checkpoint_is_not_damaged(folder):
+    folder.claim(small_run(), "digest")
+    checkpoints(folder, (10, 0), (20, 0))
+    rewrite(folder.checkpoint_path(20, 0), lambda content: content.update(format=3))
+    with pytest.raises(Unreadable, match="is of format 3, this version reads 2; read it with the version that wrote"):
+        folder.newest(lambda line: pytest.fail(line))
+
+
+def test_a_file_that_is_not_there_is_damage(folder):
+    folder.claim(small_run(), "digest")
+    checkpoints(folder, (10, 0), (20, 0), (30, 0))
+    (folder.checkpoint_path(30, 0) / "manifest.json").unlink()
+    (folder.checkpoint_path(20, 0) / "rank-00000.safetensors").unlink()
+    said: list[str] = []
+    assert folder.newest(said.append).path.name == "step-00000010-stage-0"
+    assert len(said) == 2
 
 
 def test_all_damaged_is_the_users_error(folder):
@@ -133,6 +254,16 @@ def test_recover_puts_back_and_cleans_up(folder):
     assert folder.newest().path.name == "step-00000004-stage-0"
 
 
+def test_recover_removes_drafts_of_its_own_files(folder):
+    folder.claim(small_run(), "digest")
+    for name in (".config.yaml.77.tmp", ".ledger.jsonl.77.tmp", ".metrics.jsonl.78.tmp", ".lock"):
+        (folder.path / name).write_text("half")
+    (folder.path / ".export.1234abcd.tmp").mkdir()
+    folder.recover()
+    names = {path.name for path in folder.path.iterdir()}
+    assert names == {"config.yaml", "checkpoints", ".lock", ".export.1234abcd.tmp"}
+
+
 def test_order_is_that_of_the_numbers(folder):
     folder.claim(small_run(), "digest")
     checkpoints(folder, (99999999, 9), (99999999, 10), (100000000, 2))
@@ -146,4 +277,17 @@ def test_what_is_to_be_kept_stays(folder):
         path = folder.checkpoint_path(step, 0)
         write_random(path, facts={"keep": ["before growth"]} if step == 10 else {})
         folder.publish(path, keep=2)
+    assert [path.name[5:13] for path in folder._newest_first()] == ["00000040", "00000030", "00000010"]
+
+
+def test_what_cannot_be_asked_whether_it_is_to_be_kept_stays(folder):
+    folder.claim(small_run(), "digest")
+    manifests = [folder.checkpoint_path(step, 0) / "manifest.json" for step in (10, 20)]
+    for step in (10, 20, 30, 40):
+        path = folder.checkpoint_path(step, 0)
+        write_random(path, facts={"keep": ["before growth"]} if step == 10 else {})
+        with unreadable(errno.EMFILE, *(manifests if step == 30 else ())):
+            folder.publish(path, keep=2)
+        if step == 30:
+            assert len(folder._newest_first()) == 3
     assert [path.name[5:13] for path in folder._newest_first()] == ["00000040", "00000030", "00000010"]

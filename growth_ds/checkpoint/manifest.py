@@ -15,6 +15,7 @@ here: `growth-ds inspect` opens fast.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ from pydantic import ValidationError
 
 from growth_ds.checkpoint.facts import check_facts, is_count
 from growth_ds.config import Model
-from growth_ds.errors import UserError
+from growth_ds.errors import Unreadable, UserError
 from growth_ds.model.layout import parameter_shapes
 
 FORMAT = 2
@@ -107,18 +108,28 @@ def _numel(shape: list[int]) -> int:
     return count
 
 
+def not_read(path: Path, error: OSError) -> UserError:
+    """What to raise for a file of a checkpoint: one that is not there is damage, one that is not given now is not."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) or error.errno == errno.ELOOP:
+        return UserError(f"{path}: cannot be read ({error.strerror}); use another checkpoint")
+    return Unreadable(f"{path}: cannot be read now ({error.strerror}); mend that, or move the checkpoint elsewhere")
+
+
 class Manifest:
     """The manifest of a checkpoint folder, checked."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError if it is missing, damaged, contradicts itself or names a file outside the folder."""
+        """Raises UserError if it is missing, damaged, contradicts itself or names a file outside the folder.
+
+        Unreadable if that cannot be known: the system does not give it, or another version wrote it.
+        """
         self.folder, self.path = folder, folder / MANIFEST
         try:
             if not self.path.is_file():
                 raise UserError(f"{folder}: not a checkpoint (no {MANIFEST}); give a folder written by growth-ds")
             content = self._content()
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be read ({error.strerror}); use another checkpoint") from None
+            raise not_read(self.path, error) from None
         try:
             self._take(content)
         except (ValidationError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -139,7 +150,7 @@ class Manifest:
             if isinstance(content, dict) and is_count(content["format"]) and text == text_of(content):
                 if content["format"] == FORMAT:
                     return content
-                raise UserError(
+                raise Unreadable(
                     f"{self.path}: is of format {content['format']}, this version reads {FORMAT}; "
                     "read it with the version that wrote it"
                 )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growth_ds.checkpoint.manifest import KINDS, TOKENIZER, Manifest
+from growth_ds.checkpoint.manifest import KINDS, TOKENIZER, Manifest, not_read
 from growth_ds.engine.state import TensorState
 from growth_ds.errors import UserError
 from growth_ds.model.layout import parameter_shapes
@@ -51,15 +51,21 @@ class Checkpoint:
         return parameter_shapes(self.model)
 
     def verify(self) -> None:
-        """Compare every byte with the manifest. Raises UserError that names the first file and part that differs."""
-        self.manifest.check_files()
-        self._check_tokenizer()
+        """Compare every byte with the manifest. Raises UserError that names the first file and part that differs.
+
+        Unreadable if a file is there and the system does not give it.
+        """
+        try:
+            self.manifest.check_files()
+            self._check_tokenizer()
+        except OSError as error:
+            raise not_read(Path(error.filename or self.path), error) from None
         spans = self.manifest.spans()
         # SHA-256 lets other threads run; more of them than a disk can feed gain nothing.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for problem in pool.map(lambda file: _differs(self.path / file, spans[file]), spans):
                 if problem:
-                    raise UserError(problem)
+                    raise problem
         for file in spans.keys() - self.manifest.tokenizer_files():
             self._check_header(file)
 
@@ -81,7 +87,7 @@ class Checkpoint:
             entries.pop("__metadata__", None)
             right = struct.unpack("<Q", data[:8]) == (size - 8,) and entries == self._headers[file]
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); use another checkpoint") from None
+            raise not_read(path, error) from None
         except (ValueError, TypeError, AttributeError, RecursionError, struct.error):
             right = False
         if not right:
@@ -135,8 +141,8 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def _differs(path: Path, spans: list[tuple[int, int, str, str]]) -> str:
-    """What is wrong with a file, "" if nothing is."""
+def _differs(path: Path, spans: list[tuple[int, int, str, str]]) -> UserError | None:
+    """What is wrong with a file."""
     try:
         with path.open("rb") as file:
             for offset, size, wanted, what in spans:
@@ -145,10 +151,11 @@ def _differs(path: Path, spans: list[tuple[int, int, str, str]]) -> str:
                     digest.update(piece)
                 if digest.hexdigest() != wanted:
                     part = f" in {what}" if what else ""
-                    return f"{path}: damaged{part} (SHA-256 differs from the manifest); use another checkpoint"
+                    differs = f"damaged{part} (SHA-256 differs from the manifest)"
+                    return UserError(f"{path}: {differs}; use another checkpoint")
     except OSError as error:
-        return f"{path}: cannot be read ({error.strerror}); use another checkpoint"
-    return ""
+        return not_read(path, error)
+    return None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

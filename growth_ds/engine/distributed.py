@@ -264,14 +264,16 @@ def settle(problem: Exception | None, stop: bool = False) -> bool:
     gave `stop`. Collective; one small exchange when all is well.
     """
     ranks, own = world_size(), rank()
-    first, stopped = reduce_integers([ranks - own if problem is not None else 0, stop], "max")
+    other = problem is not None and not isinstance(problem, UserError)
+    first, stopped, others = reduce_integers([ranks - own if problem is not None else 0, stop, other], "max")
     if not first:
         return bool(stopped)
     src = ranks - first
     words = broadcast_object([isinstance(problem, UserError), f"{problem}"], src)
-    if problem is not None:
-        raise problem
-    raise UserError(words[1]) if words[0] else RankError(f"rank {src} failed: {words[1]}")
+    error = problem or (UserError(words[1]) if words[0] else RankError(f"rank {src} failed: {words[1]}"))
+    if isinstance(error, UserError):
+        error.on_all_ranks = not others
+    raise error
 
 
 def gather_objects(obj: Any) -> list[Any] | None:

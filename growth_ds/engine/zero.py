@@ -43,13 +43,12 @@ class StepResult:
     """One optimizer step, equal on all ranks. `losses` are means per key, `loss` their sum.
 
     `grad_norm` is the norm of the whole gradient before clipping (inf when it overflowed). `skipped`: the gradient was
-    not finite and nothing was updated. `stop`: some rank asked to stop.
+    not finite and nothing was updated.
     """
 
     losses: dict[str, float]
     loss: float
     grad_norm: float
-    stop: bool
     skipped: bool
 
 
@@ -173,9 +172,10 @@ class ZeroEngine:
     def step(self, micro_batches: Sequence[Any], lr: float, stop: bool = False) -> StepResult:
         """Forward, backward and one optimizer step on `accumulation` micro-batches at learning rate `lr`.
 
-        Collective. RankError when another rank failed before the forward (unreadable batch, wrong number of them).
+        Collective. RankError when another rank failed before the forward (unreadable batch, wrong number of them);
+        Stopped on all ranks, before anything is done, when any gives `stop`: a launcher's patience is short.
         """
-        totals, any_stop = self._exchange(micro_batches, stop)
+        totals = self._exchange(micro_batches, stop)
         self._store.check_steps()
         for group in self._fragments.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -194,10 +194,10 @@ class ZeroEngine:
                 norm = self._clip_here()
             self._ds.step()
         norm, skipped = self._outcome(norm)
-        return self._result(totals, sums, norm, any_stop, skipped)
+        return self._result(totals, sums, norm, skipped)
 
-    def _exchange(self, micro_batches: Sequence[Any], stop: bool) -> tuple[dict[str, int], bool]:
-        """Counts per key over all ranks and micro-batches, and whether any rank stops; one small all-reduce."""
+    def _exchange(self, micro_batches: Sequence[Any], stop: bool) -> dict[str, int]:
+        """Counts per key over all ranks and micro-batches; one small all-reduce. Raises Stopped if any rank stops."""
         counts: dict[str, int] = {}
         error: Exception | None = None
         try:
@@ -217,7 +217,9 @@ class ZeroEngine:
             raise error
         if summed[-1]:
             raise RankError("another rank failed before the step; its own message says why")
-        return dict(zip(keys, summed, strict=False)), bool(summed[-2])
+        if summed[-2]:
+            raise Stopped
+        return dict(zip(keys, summed, strict=False))
 
     def _clip_here(self) -> float:
         """Gradient norm before clipping, clipped; only for ZeRO-0 in fp32, NaN elsewhere.
@@ -239,14 +241,12 @@ class ZeroEngine:
             return (norm, False) if math.isfinite(norm) else (math.inf, True)
         return float(self._ds.get_global_grad_norm()), not self._ds.was_step_applied()
 
-    def _result(
-        self, totals: dict[str, int], sums: dict[str, Tensor], norm: float, stop: bool, skipped: bool
-    ) -> StepResult:
+    def _result(self, totals: dict[str, int], sums: dict[str, Tensor], norm: float, skipped: bool) -> StepResult:
         summed = distributed.reduce_floats([float(value) for value in sums.values()])
         losses = {
             key: total / count if count else 0.0 for (key, count), total in zip(totals.items(), summed, strict=True)
         }
-        return StepResult(losses, math.fsum(losses.values()), norm, stop, skipped)
+        return StepResult(losses, math.fsum(losses.values()), norm, skipped)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Any]) -> tuple[dict[str, float], dict[str, int]]:

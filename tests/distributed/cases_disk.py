@@ -36,12 +36,13 @@ def run_of(every: int = 2, tensorboard: bool = False) -> Run:
 
 @contextmanager
 def at(point: str, count: int, happens: Callable[[], None]) -> Iterator[None]:
-    """On rank 0 something happens at the `count`-th fault point of a name; the other ranks wait for it there."""
+    """On rank 0 something happens at the `count`-th fault point of a name; all ranks are there, and wait for it."""
     right, seen = faults.point, [0]
 
     def hook(name: str) -> None:
         seen[0] += name == point
         if name == point and seen[0] == count:
+            distributed.barrier()  # a disk that is full before another rank has written keeps it from coming here
             if distributed.rank() == 0:
                 happens()
             distributed.barrier()

@@ -6,11 +6,12 @@ import errno
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from growth_ds import faults
+from growth_ds import faults, run_folder
 from growth_ds.checkpoint import Checkpoint, SliceFile
 from growth_ds.config import Run
 from growth_ds.data.text import Text
@@ -99,7 +100,7 @@ def case_the_first_past_each_multiple_of_tokens_stays() -> None:
 
 
 def case_the_same_ones_stay_when_a_run_goes_on() -> None:
-    for stop in (3, 4, 6):
+    for stop in (3, 4, 6, 8):  # the last one's checkpoint is written again, when the stage has ended
         assert trainer_of(run_of(**EVERY), "pieces", stop).train(True) == STOPPED
     assert trainer_of(run_of(**EVERY), "pieces").train(True) == FINISHED
     assert kept("pieces") == STAY
@@ -183,6 +184,23 @@ def case_the_background_never_lets_a_kill_cost_more_than_the_steps_between_two()
         assert losses(name) == losses("ahead")
 
 
+def case_metrics_are_on_disk_before_a_checkpoint_has_its_name() -> None:
+    """After a power cut the steps before it are not computed again."""
+    right, point, seen = run_folder.sync, faults.point, []
+
+    def sync(path: Path) -> None:
+        seen.append(path.name)
+        right(path)
+
+    run_folder.sync, faults.point = sync, seen.append
+    try:
+        assert trainer_of(run_of((4,), every=2), "cut").train(True) == FINISHED
+    finally:
+        run_folder.sync, faults.point = right, point
+    order = [name for name in seen if name in ("metrics.jsonl", "checkpoint.renamed")]
+    assert order == ["metrics.jsonl", "checkpoint.renamed"] * 2
+
+
 def case_a_background_write_that_fails_is_reported() -> None:
     """At the next look at it; `latest` stays, and so does what it names."""
 
@@ -208,6 +226,53 @@ def case_a_background_write_that_breaks_in_any_other_way_is_reported_too() -> No
     with slices_through(broken), pytest.raises(UserError, match=line):
         trainer_of(run_of(every=3, background=True), "accident").train(True)
     assert latest("accident") == ""
+
+
+@contextmanager
+def slow_from(step: int, happens: Callable[[], None]) -> Iterator[None]:
+    """Something happens before a step, while a checkpoint is being written in the background."""
+    happened = threading.Event()
+
+    def hold(file: SliceFile) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            happened.wait(30)
+
+    def look(number: int) -> None:
+        if number == step:
+            happened.set()
+            happens()
+
+    with before_each_step(look), slices_through(hold):
+        yield
+
+
+def case_a_user_error_of_all_publishes_what_was_on_its_way() -> None:
+    """The disk that takes no line of the metrics takes the checkpoint that was begun before."""
+    trainer = trainer_of(run_of(every=4, background=True), "kept-with")
+
+    def refuse() -> None:
+        trainer.problem = UserError("metrics.jsonl: cannot be written (a test)")
+
+    with slow_from(4, refuse), pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(a test\)"):
+        trainer.train(True)
+    assert latest("kept-with") == "03-stage-0"
+    assert not list(trainer.folder.checkpoints.glob(".*"))
+    assert trainer_of(run_of(every=4, background=True), "kept-with").train(True) == FINISHED
+    assert losses("kept-with") == losses("ahead")
+
+
+def case_any_other_error_leaves_nothing_of_what_was_on_its_way() -> None:
+    """No rank waits for another, and the writer has ended before the engine is closed."""
+    trainer, threads = trainer_of(run_of(every=4, background=True), "dropped"), threading.active_count()
+
+    def break_down() -> None:
+        raise KeyError("an accident")
+
+    with slow_from(4, break_down), pytest.raises(KeyError, match="an accident"):
+        trainer.train(True)
+    assert threading.active_count() <= threads
+    assert latest("dropped") == ""
+    assert not list(trainer.folder.checkpoints.iterdir())
 
 
 def case_a_stop_waits_for_the_background() -> None:

@@ -30,13 +30,13 @@ numbers = itertools.count()
 
 
 class StopAfter:
-    """Stands in for the signal flag: asks to stop in step `step`."""
+    """Stands in for the signal flag: asks to stop when `step` steps are done."""
 
     def __init__(self, trainer: Trainer, step: int) -> None:
         self.trainer, self.step = trainer, step
 
     def __bool__(self) -> bool:
-        return self.trainer.position.step + 1 == self.step
+        return self.trainer.position.step == self.step
 
     def settle(self) -> None:
         """There is no signal that could come."""

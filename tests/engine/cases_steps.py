@@ -10,6 +10,7 @@ import torch
 
 from growth_ds.engine import distributed
 from growth_ds.engine.zero import live_engines
+from growth_ds.errors import Stopped
 from tests.engine import tiny
 
 
@@ -26,7 +27,7 @@ def case_stages_equal_plain_adamw():
         results = [engine.step(part, tiny.LR) for part in parts]
         _close([result.loss for result in results], losses, 1e-5)
         _close([result.grad_norm for result in results], norms, 1e-4)
-        assert not any(result.skipped or result.stop for result in results)
+        assert not any(result.skipped for result in results)
         assert all(abs(sum(result.losses.values()) - result.loss) < 1e-12 for result in results)
         engine.close()
 
@@ -190,8 +191,10 @@ def case_a_key_without_labels_counts_nothing():
 def case_stop_of_one_rank_reaches_all():
     engine = tiny.engine(1)
     parts = tiny.micro_batches(0, engine.rank, engine.world_size, 2)
-    assert engine.step(parts, tiny.LR, stop=engine.rank == engine.world_size - 1).stop
-    assert not engine.step(parts, tiny.LR).stop
+    with pytest.raises(Stopped):
+        engine.step(parts, tiny.LR, stop=engine.rank == engine.world_size - 1)
+    first = tiny.reference(1)[0][0]
+    assert engine.step(parts, tiny.LR).loss == pytest.approx(first, abs=1e-5), "no step was made"
     engine.close()
 
 

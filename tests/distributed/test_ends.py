@@ -1,0 +1,24 @@
+"""cases_ends.py on two ranks."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.distributed.corpus import FOLDER, make_store
+from tests.engine.distributed_cases import case_names, check, run_cases
+
+CASES = "tests.distributed.cases_ends"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ends")
+    make_store(path / "store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(path))
+        return run_cases(CASES, ranks=2, limit_s=300)
+
+
+@pytest.mark.parametrize("name", case_names(CASES))
+def test_case(results, name):
+    check(results, name)

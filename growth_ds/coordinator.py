@@ -123,6 +123,7 @@ class Coordinator:
         engine = self._build(index)
         try:
             engine.state.is_summing = grown
+            engine.loss_scale = facts.get("loss_scale")
             inject(engine, stage.model, plan, source, mode, self.interrupted)
             self.ramp_to(position.step)
             if not grown:
@@ -302,6 +303,8 @@ class Coordinator:
         facts["tokens"] = self.run.tokens_at(position.step)
         facts["zero"], facts["ranks"] = engine.stage, engine.world_size
         facts |= self.during.facts(position.step)
+        if engine.loss_scale is not None:
+            facts["loss_scale"] = engine.loss_scale
         if ended:
             facts["probe"] = self.probe(engine, stage.length)
         facts["keep"] = self._reasons_to_keep(path, facts["tokens"], ended and index + 1 < len(self.run.stages))

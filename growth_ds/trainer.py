@@ -24,7 +24,7 @@ from growth_ds.data.text import Text
 from growth_ds.engine import distributed, ds_config
 from growth_ds.engine.ds_config import resolve_precision
 from growth_ds.engine.reports import remove_stale
-from growth_ds.engine.signals import StopFlag
+from growth_ds.engine.signals import StopFlag, leaving_if_stuck
 from growth_ds.engine.watch import Watch
 from growth_ds.engine.zero import StepResult, ZeroEngine
 from growth_ds.errors import Stopped, UserError
@@ -79,7 +79,8 @@ def train(run: Run, run_dir: Path, resume: bool, stop: StopFlag) -> int:
     `stop` is installed already. Collective. Raises UserError on every rank for what the user gave wrong, before
     anything is written.
     """
-    distributed.init_distributed(run.engine.timeout_s)
+    with leaving_if_stuck(stop):
+        distributed.init_distributed(run.engine.timeout_s)
     with Watch():
         run, text = _opened(run)
         return Trainer(run, RunFolder(run_dir), text, stop).train(resume)

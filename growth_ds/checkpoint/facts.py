@@ -4,6 +4,7 @@
     run, name, precision, zero, ranks who wrote it
     probe, keep, grown                measured before a growth; why it is never dropped; the growths so far
     ramp, lr                          see `growth_ds.during`
+    loss_scale                        of fp16: see `growth_ds.engine.loss_scale`
 
 All may be missing, and keys that are not known here are left alone: nothing reads them.
 """
@@ -69,6 +70,13 @@ def _is_probe(value: Any) -> bool:
     return isinstance(value, dict) and {"loss", "accuracy"} <= set(value) and all(map(_is_number, value.values()))
 
 
+def _is_loss_scale(value: Any) -> bool:
+    """A scale above 0 and its counters, of which the last overflow is -1 before there was one."""
+    if not isinstance(value, dict) or not all(_is_number(each) and -1 <= each < LARGEST for each in value.values()):
+        return False
+    return value.get("cur_scale", 0) > 0
+
+
 _RULES: dict[str, Callable[[Any], bool]] = {
     "step": is_count,
     "stage": is_count,
@@ -80,6 +88,7 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     "zero": is_count,
     "ranks": is_count,
     "probe": _is_probe,
+    "loss_scale": _is_loss_scale,
     "keep": _list_of(str),
     "grown": _list_of(dict),
     "imported_from": _is_text,

@@ -36,11 +36,12 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from growth_ds.engine.processes import is_alive, launcher_ancestors, owner
-from growth_ds.engine.reports import report_exit
+from growth_ds.engine.reports import STOPPED, report_exit
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO_S = 2.0
@@ -96,6 +97,10 @@ class StopFlag:
                 self.reason = "the launcher died"
         return bool(self.reason)
 
+    def heard(self) -> bool:
+        """Whether a stop was asked for, also by a signal that the main thread has had no moment to handle."""
+        return bool(self) or (self._ear is not None and self._ear.first is not None)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or signal.Signals(number).name
 
@@ -109,6 +114,8 @@ class _Ear:
 
     def __init__(self, handler: Any) -> None:
         self._handler = handler
+        self.first: float | None = None
+        """When the first request was heard."""
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._previous = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -124,7 +131,6 @@ class _Ear:
         os.close(self._write)
 
     def _listen(self) -> None:
-        first: float | None = None
         while True:
             for number in os.read(self._read, 64):
                 if number == 0:
@@ -132,9 +138,37 @@ class _Ear:
                 if number not in SIGNALS or signal.getsignal(number) != self._handler:
                     continue
                 now = time.monotonic()
-                first = now if first is None else first
-                if now - first > ECHO_S:
+                self.first = now if self.first is None else self.first
+                if now - self.first > ECHO_S:
                     _exit_now(number)
+
+
+@contextlib.contextmanager
+def leaving_if_stuck(stop: StopFlag, patience_s: float = 10.0) -> Iterator[None]:
+    """While ranks wait for each other to start: a stop that nobody can obey for so long ends the process as stops do.
+
+    A rank whose peer died before they met would wait for it until the timeout, deaf to a signal and to its launcher's
+    death. Nothing has been written yet.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        since: float | None = None
+        while not over.wait(min(0.5, patience_s)):
+            if stop.heard():
+                since = time.monotonic() if since is None else since
+                if time.monotonic() - since > patience_s:
+                    with contextlib.suppress(BaseException):
+                        report_exit(STOPPED)
+                    os._exit(STOPPED)
+
+    thread = threading.Thread(target=watch, name="start", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _exit_now(number: int) -> NoReturn:

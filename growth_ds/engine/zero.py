@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from growth_ds import faults
-from growth_ds.engine import distributed, ds_config, scrub
+from growth_ds.engine import distributed, ds_config, loss_scale, scrub
 from growth_ds.engine.distributed import RankError
 from growth_ds.engine.fragments import UpdateScale, for_engine, multipliers, segments
 from growth_ds.engine.scrub import live_engines
@@ -168,6 +168,15 @@ class ZeroEngine:
         if torch.cuda.is_available():
             return int(torch.cuda.max_memory_allocated())
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    @property
+    def loss_scale(self) -> dict[str, float] | None:
+        """The dynamic scale of fp16 with its counters, None in other precisions; may be set to another engine's."""
+        return loss_scale.read(self._ds.optimizer)
+
+    @loss_scale.setter
+    def loss_scale(self, values: dict[str, float] | None) -> None:
+        loss_scale.restore(self._ds.optimizer, values)
 
     def step(self, micro_batches: Sequence[Any], lr: float, stop: bool = False) -> StepResult:
         """Forward, backward and one optimizer step on `accumulation` micro-batches at learning rate `lr`.

@@ -20,6 +20,7 @@ from growth_ds.engine import distributed
 from growth_ds.engine.distributed import RankError
 from growth_ds.engine.scrub import live_engines
 from growth_ds.engine.signals import StopFlag
+from growth_ds.engine.zero import ZeroEngine
 from growth_ds.engine.zero_state import ZeroStore
 from growth_ds.errors import GrowthFailed, UserError
 from growth_ds.run_folder import RunFolder
@@ -336,6 +337,21 @@ def case_lamb_is_the_same_in_every_stage_through_a_growth() -> None:
     assert train(run(0), "lamb-cut") == FINISHED
     torch.testing.assert_close(losses("lamb-cut"), losses("lamb-0"), rtol=0, atol=1e-5)
     assert set(final("lamb-cut").steps.values()) == {20}
+
+
+def case_the_loss_scale_of_sixteen_bits_is_state() -> None:
+    """On a GPU alone there is one; the engine is asked for it, and told, whatever it says."""
+    right, told = ZeroEngine.loss_scale, []
+    asked = {"cur_scale": 128.0, "cur_iter": 7, "last_overflow_iter": 3}
+    ZeroEngine.loss_scale = property(lambda engine: asked, lambda engine, values: told.append(values))  # type: ignore
+    try:
+        assert train(small_run(steps=(4, 4)), "scaled", stop_after=2) == STOPPED
+        assert train(small_run(steps=(4, 4)), "scaled") == FINISHED
+    finally:
+        ZeroEngine.loss_scale = right  # type: ignore[method-assign]
+    assert told == [None, asked, asked]  # a start, a restart, a growth
+    assert final("scaled").facts["loss_scale"] == asked
+    assert "loss_scale" not in final("reference").facts
 
 
 def case_leave_a_run_for_one_rank() -> None:

@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from growth_ds.engine.distributed import free_port
+from growth_ds.engine.reports import STOPPED
 from tests.engine.distributed_cases import ROOT
 
 START = "from growth_ds.engine import distributed as d; d.init_distributed(60); print('STARTED', flush=True)"
@@ -28,3 +31,32 @@ def test_a_start_compiles_nothing_and_a_kill_leaves_nothing(tmp_path):
     assert (run.stdout, run.stderr, run.returncode) == ("STARTED\n", "", -signal.SIGKILL)
     assert list(tmp_path.iterdir()) == []
     assert _left_in_memory() <= before
+
+
+MEET = """
+import sys
+from growth_ds.engine import distributed
+from growth_ds.engine.signals import StopFlag, leaving_if_stuck
+
+with StopFlag() as stop, leaving_if_stuck(stop, float(sys.argv[1])):
+    print("ready", flush=True)
+    distributed.init_distributed(60)
+"""
+
+
+def test_a_rank_that_waits_for_a_dead_one_can_be_stopped():
+    """The other rank never comes. A launcher would have ended this one; here it has to hear for itself."""
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    place["MASTER_PORT"] = str(free_port())
+    command = [sys.executable, "-c", MEET, "1.0"]
+    rank = subprocess.Popen(command, env={**os.environ, **place}, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert rank.stdout.readline() == "ready\n"
+        time.sleep(12)  # the imports: by then it waits in torch, where Python runs no handler
+        started = time.monotonic()
+        rank.send_signal(signal.SIGTERM)
+        assert rank.wait(20) == STOPPED
+        assert time.monotonic() - started < 10
+    finally:
+        rank.kill()
+        rank.communicate()

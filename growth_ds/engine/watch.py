@@ -25,7 +25,7 @@ from typing import Any
 
 from growth_ds.engine import distributed
 from growth_ds.engine.reports import report_exit
-from growth_ds.errors import GrowthFailed, UserError
+from growth_ds.errors import GrowthFailed
 
 GRACE_S = 5.0
 """Seconds in which a rank that lost another may fail by itself: most do, in a collective, and say where."""
@@ -68,7 +68,7 @@ class Watch:
         if self._thread is None or self._wake is None:
             return
         self._over.set()
-        if error is None or isinstance(error, (UserError, GrowthFailed)):  # those are raised on all ranks
+        if error is None or isinstance(error, GrowthFailed) or getattr(error, "on_all_ranks", False):
             self._tell(_BYE)
         self._wake[1].send(_BYE)
         self._thread.join()

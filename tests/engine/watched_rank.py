@@ -41,7 +41,9 @@ def main(how: str) -> None:
     if how == "refuses":
         with contextlib.suppress(UserError), Watch():
             if is_first:
-                raise UserError("what was given cannot be used")
+                error = UserError("what was given cannot be used")
+                error.on_all_ranks = True
+                raise error
             time.sleep(4 * watch.GRACE_S)
 
 

@@ -7,6 +7,9 @@
     zero_state.py   StateStore over a live engine
     scrub.py        what DeepSpeed leaves on a module, removed
     zero.py         ZeroEngine: step, evaluate, state, close
+    unfilled.py     engines whose weights come later, built without touching memory
+    loss_scale.py   the dynamic scale of fp16, which is state
+    watch.py        the death of one rank, noticed by all
     checksum.py     a sum over bits that slices add up to
     memory.py       what this process may take, and holds
     cgroup.py       what control groups leave it

@@ -8,8 +8,10 @@ for stage in the run:                    coordinator.enter: start, resume or gro
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +81,12 @@ def train(run: Run, run_dir: Path, resume: bool, stop: StopFlag) -> int:
     `stop` is installed already. Collective. Raises UserError on every rank for what the user gave wrong, before
     anything is written.
     """
-    with leaving_if_stuck(stop):
-        distributed.init_distributed(run.engine.timeout_s)
-    with Watch():
+    with contextlib.ExitStack() as ranks:
+        with leaving_if_stuck(stop):
+            distributed.init_distributed(run.engine.timeout_s)
+            watch = ranks.enter_context(Watch())
         run, text = _opened(run)
-        return Trainer(run, RunFolder(run_dir), text, stop).train(resume)
+        return Trainer(run, RunFolder(run_dir), text, stop, watch.leaving).train(resume)
 
 
 def _opened(run: Run) -> tuple[Run, Text]:
@@ -106,8 +109,11 @@ def _opened(run: Run) -> tuple[Run, Text]:
 class Trainer:
     """One run in one process group."""
 
-    def __init__(self, run: Run, folder: RunFolder, text: Text, stop: StopFlag) -> None:
-        self.run, self.folder, self.text = run, folder, text
+    def __init__(
+        self, run: Run, folder: RunFolder, text: Text, stop: StopFlag, leaving: Callable[[], None] = lambda: None
+    ) -> None:
+        """`leaving` is called before this rank cleans up after an error: from then on nobody is to end it."""
+        self.run, self.folder, self.text, self.leaving = run, folder, text, leaving
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
         longest = max(stage.length for stage in run.stages)
         self.validation = Validation(text, longest, run.evaluation.tokens)
@@ -162,6 +168,7 @@ class Trainer:
             self.progress.say(f"{where}, the same command goes on")
             return STOPPED
         except BaseException as error:
+            self.leaving()
             self.coordinator.saver.leave(error)
             raise
         finally:

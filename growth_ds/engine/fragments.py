@@ -233,12 +233,15 @@ def multipliers(
 
 
 def segments(fragments: Fragments, params: dict[str, nn.Parameter]) -> dict[Tensor, list[Segment]]:
-    """Master -> where in it this rank's parts of the parameters lie, numbered in the order of `params`."""
-    found: dict[Tensor, list[Segment]] = {}
+    """Master -> where in it this rank's parts of the parameters lie, numbered in the order of `params`.
+
+    A master that is padding alone here, as a small group's is on the last of many ranks, has an empty list.
+    """
+    found: dict[Tensor, list[Segment]] = {master: [] for master in fragments.masters()}
     for index, param in enumerate(params.values()):
         fragment = fragments.locate(param)
         if fragment is not None:
-            found.setdefault(fragment.master, []).append(Segment(index, fragment.offset, fragment.numel))
+            found[fragment.master].append(Segment(index, fragment.offset, fragment.numel))
     return found
 
 

@@ -74,6 +74,10 @@ class Watch:
         self._thread.join()
         self._close()
 
+    def leaving(self) -> None:
+        """This rank is on its way out by itself, and may take its time; the others are told when it leaves."""
+        self._over.set()
+
     def _connect(self) -> str | None:
         """Fill `_peers`: rank 0 with all the others, those with rank 0. Returns what went wrong."""
         listener, place = None, None

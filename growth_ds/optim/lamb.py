@@ -63,7 +63,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step on the gradients, which it overwrites with the update; ValueError for a closure."""
+        """One step on the gradients, which it overwrites, and leaves as zeros; ValueError for a closure."""
         if closure is not None:
             raise ValueError("this optimizer takes no closure: compute the gradients, then step")
         pieces: list[_Piece] = []
@@ -78,6 +78,11 @@ class Lamb(torch.optim.Optimizer):
                 pieces += self._updates(group, param, found)
         if pieces or self.reduce is not None:
             self._apply(pieces, self._norms(pieces, others))
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    # Under ZeRO-3 it may be a view of memory of which DeepSpeed writes anew what is no padding only.
+                    param.grad.zero_()
 
     def _updates(self, group: dict[str, Any], param: Tensor, segments: list[Segment]) -> list[_Piece]:
         """Moments forward, and Adam's update with its decay in the place of the gradient; the pieces of `param`."""
@@ -107,14 +112,14 @@ class Lamb(torch.optim.Optimizer):
         In float64, and in slices that bound its copies: a sum of squares in fp32 on the CPU is wrong by 1e-3 for the
         word embedding of BERT-Large.
         """
-        device = pieces[0].weight.device if pieces else torch.device("cpu")
-        squares = torch.zeros(2, count, dtype=torch.float64, device=device)
+        squares = torch.zeros(2, count, dtype=torch.float64)
         for row, name in enumerate(("weight", "update")):
             parts = [(piece.index, part) for piece in pieces for part in getattr(piece, name).split(SLICE)]
             if parts:
                 norms = torch._foreach_norm([part for _, part in parts], 2, dtype=torch.float64)
-                numbers = torch.tensor([index for index, _ in parts], device=device)
-                squares[row].index_add_(0, numbers, torch.stack(list(norms)).square())
+                numbers = torch.tensor([index for index, _ in parts])
+                # on the CPU: a GPU adds in any order, and replicas are to have the same bits
+                squares[row].index_add_(0, numbers, torch.stack(list(norms)).square().cpu())
         if self.reduce is not None:
             self.reduce(squares)
         return squares
@@ -123,9 +128,12 @@ class Lamb(torch.optim.Optimizer):
     def _apply(pieces: list[_Piece], squares: Tensor) -> None:
         weights, updates = squares.sqrt().tolist()
         for piece in pieces:
-            size, moved = weights[piece.index], updates[piece.index]
-            ratio = size / moved if piece.adapts and size > 0 and moved > 0 else 1.0
-            piece.weight.sub_(piece.update, alpha=piece.lr * ratio)
+            size, moved, rate = weights[piece.index], updates[piece.index], piece.lr
+            if piece.adapts and size > 0 and moved > 0:
+                # A rate that is scaled for a whole group has its decay divided by the same factor, so that only Adam's
+                # part is scaled (see `groups`). The trust ratio undoes that of itself: here it is not in the rate.
+                rate *= size / moved / piece.scale
+            piece.weight.sub_(piece.update, alpha=rate)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,16 +144,14 @@ class _Piece:
     weight: Tensor
     update: Tensor
     lr: float
+    scale: float
     adapts: bool
 
     @staticmethod
     def of(segment: Segment, weight: Tensor, update: Tensor, group: dict[str, Any], nvlamb: bool) -> _Piece:
         adapts = nvlamb or group["weight_decay"] != 0
-        # A rate that is scaled for a whole group has its decay divided by the same factor, so that only Adam's part is
-        # scaled (see `groups`). The trust ratio undoes that of itself, and here it is left out of the rate.
-        lr = float(group["lr"]) / (float(group.get("lr_scale", 1.0)) if adapts else 1.0)
         weight, update = (tensor.narrow(0, segment.offset, segment.numel) for tensor in (weight, update))
-        return _Piece(segment.index, weight, update, lr, adapts)
+        return _Piece(segment.index, weight, update, float(group["lr"]), float(group.get("lr_scale", 1.0)), adapts)
 
 
 def _flat_gradient(param: Tensor) -> Tensor:

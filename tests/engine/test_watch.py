@@ -63,6 +63,11 @@ def test_a_rank_that_leaves_first_ends_nobody(how):
     assert [code for code, _ in run_ranks(how)] == [0] * RANKS
 
 
+def test_a_rank_that_is_cleaning_up_by_itself_is_let_finish():
+    ranks = run_ranks("cleans")
+    assert ["clean" in text for _, text in ranks] == [True] * (RANKS - 1) + [False]
+
+
 def test_alone_there_is_nobody_to_watch():
     with Watch() as watching:
         assert watching._thread is None

@@ -7,7 +7,7 @@ import pytest
 from tests.engine.distributed_cases import case_names, check, run_cases
 
 MODULE = "tests.engine.cases_lamb"
-FEW = ["parameters_equal_the_reference", "with_a_clipped_gradient"]
+FEW = ["parameters_equal_the_reference", "with_a_clipped_gradient", "a_group_of_fewer_elements_than_ranks"]
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,12 @@ def main(how: str) -> None:
             raise RuntimeError("an accident")
         if how == "raises":
             time.sleep(LONG_S)
+        if how == "cleans" and is_first:
+            raise RuntimeError("an accident")
+        if how == "cleans":
+            watching.leaving()
+            time.sleep(4 * watch.GRACE_S)
+            print("clean", flush=True)
         if how == "stops" and not is_first:
             time.sleep(4 * watch.GRACE_S)  # the other one is long gone by then, and has said so
     if how == "refuses":

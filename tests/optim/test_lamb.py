@@ -219,6 +219,33 @@ def test_growing_then_stepping_is_stepping_then_growing(times, share):
     torch.testing.assert_close(large.detach(), (small.detach() * share[0]).repeat(times), rtol=1e-8, atol=1e-8)
 
 
+def test_a_scaled_rate_where_there_is_no_trust_ratio():
+    """A weight of zeros takes Adam's step at its group's own rate."""
+    param = torch.nn.Parameter(torch.zeros(4))
+    param.grad = torch.ones(4)
+    Lamb([{"params": [param], "weight_decay": 0.2, "lr_scale": 0.5, "lr": LR / 2}], **SETTINGS).step()
+    torch.testing.assert_close(param.detach(), torch.full((4,), -LR / 2), rtol=1e-4, atol=0)
+
+
+def test_gradients_are_left_as_zeros():
+    """Padding too: what DeepSpeed does not write anew would be the next step's gradient."""
+    flat = torch.nn.Parameter(torch.ones(6))
+    optimizer = Lamb([flat], lr=LR, weight_decay=0.1, **SETTINGS)
+    optimizer.segments, optimizer.parameters = {flat: [Segment(0, 0, 4)]}, 1
+    flat.grad = torch.ones(6)
+    optimizer.step()
+    assert not flat.grad.any()
+
+
+def test_a_tensor_of_padding_alone_is_no_parameter():
+    flat, seen = torch.nn.Parameter(torch.zeros(2)), []
+    optimizer = Lamb([flat], lr=LR, **SETTINGS)
+    optimizer.segments, optimizer.parameters, optimizer.reduce = {flat: []}, 7, lambda s: seen.append(tuple(s.shape))
+    flat.grad = torch.zeros(2)
+    optimizer.step()
+    assert seen == [(2, 7)]
+
+
 def test_no_closure():
     with pytest.raises(ValueError, match="no closure"):
         Lamb([torch.nn.Parameter(torch.ones(2))]).step(lambda: None)

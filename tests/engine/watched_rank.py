@@ -28,6 +28,8 @@ def main(how: str) -> None:
         assert watching._thread is not None
         distributed.barrier()
         print("in", flush=True)
+        if is_first and how in ("killed", "raises", "cleans"):
+            time.sleep(1.0)  # the others may still be in the barrier, which would fail by itself
         if how == "killed" and is_first:
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "killed":  # not in a collective: a group waits for the address of the dead one
@@ -40,7 +42,7 @@ def main(how: str) -> None:
             raise RuntimeError("an accident")
         if how == "cleans":
             watching.leaving()
-            time.sleep(4 * watch.GRACE_S)
+            time.sleep(1.0 + 4 * watch.GRACE_S)
             print("clean", flush=True)
         if how == "stops" and not is_first:
             time.sleep(4 * watch.GRACE_S)  # the other one is long gone by then, and has said so

@@ -15,6 +15,7 @@ from growth_ds.engine import watch
 from growth_ds.engine.distributed import free_port
 from growth_ds.engine.watch import Watch
 from tests.engine.distributed_cases import ROOT
+from tests.engine.watched_rank import LET_FINISH
 
 RANKS = 3
 LIMIT_S = 20.0
@@ -65,7 +66,7 @@ def test_a_rank_that_leaves_first_ends_nobody(how):
 
 def test_a_rank_that_is_cleaning_up_by_itself_is_let_finish():
     ranks = run_ranks("cleans")
-    assert ["clean" in text for _, text in ranks] == [True] * (RANKS - 1) + [False]
+    assert [LET_FINISH in text for _, text in ranks] == [True] * (RANKS - 1) + [False]
 
 
 def test_alone_there_is_nobody_to_watch():

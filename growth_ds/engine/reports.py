@@ -12,7 +12,7 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from growth_ds.engine.processes import is_alive, start_of
 from growth_ds.errors import UserError
@@ -39,6 +39,15 @@ def report_exit(code: int, **facts: Any) -> None:
     with contextlib.suppress(OSError):
         draft.write_text(json.dumps({"code": code, "rank": rank, "pid": os.getpid(), **facts}))
         draft.replace(path)
+
+
+def exit_now(code: int) -> NoReturn:
+    """End this process at once with `code`, whatever its main thread waits for; what it can be told is reported."""
+    try:
+        with contextlib.suppress(BaseException):  # no report is worth staying for
+            report_exit(code)
+    finally:
+        os._exit(code)
 
 
 def read_reports(base: Path, ranks: int) -> list[dict[str, Any] | None]:

@@ -38,10 +38,10 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from growth_ds.engine.processes import is_alive, launcher_ancestors, owner
-from growth_ds.engine.reports import STOPPED, report_exit
+from growth_ds.engine.reports import STOPPED, exit_now
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO_S = 2.0
@@ -140,7 +140,7 @@ class _Ear:
                 now = time.monotonic()
                 self.first = now if self.first is None else self.first
                 if now - self.first > ECHO_S:
-                    _exit_now(number)
+                    exit_now(128 + number)
 
 
 @contextlib.contextmanager
@@ -158,9 +158,7 @@ def leaving_if_stuck(stop: StopFlag, patience_s: float = 10.0) -> Iterator[None]
             if stop.heard():
                 since = time.monotonic() if since is None else since
                 if time.monotonic() - since > patience_s:
-                    with contextlib.suppress(BaseException):
-                        report_exit(STOPPED)
-                    os._exit(STOPPED)
+                    exit_now(STOPPED)
 
     thread = threading.Thread(target=watch, name="start", daemon=True)
     thread.start()
@@ -169,14 +167,6 @@ def leaving_if_stuck(stop: StopFlag, patience_s: float = 10.0) -> Iterator[None]
     finally:
         over.set()
         thread.join()
-
-
-def _exit_now(number: int) -> NoReturn:
-    try:
-        with contextlib.suppress(BaseException):  # no report is worth staying for
-            report_exit(128 + number)
-    finally:
-        os._exit(128 + number)
 
 
 def _deafen() -> None:

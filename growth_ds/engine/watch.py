@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from growth_ds.engine import distributed
-from growth_ds.engine.reports import report_exit
+from growth_ds.engine.reports import exit_now
 from growth_ds.errors import GrowthFailed
 
 GRACE_S = 5.0
@@ -149,10 +149,9 @@ class Watch:
         line = (
             f"[rank {distributed.rank()}] rank {rank} is gone; the run goes on from its newest checkpoint when started"
         )
-        with contextlib.suppress(BaseException):  # no word is worth staying for
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
             print(line, file=sys.stderr, flush=True)
-            report_exit(1)
-        os._exit(1)
+        exit_now(1)
 
     def _close(self) -> None:
         for end in (*self._peers.values(), *(self._wake or ())):

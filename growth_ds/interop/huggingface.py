@@ -21,7 +21,7 @@ from torch import Tensor
 
 from growth_ds.config import Model
 from growth_ds.errors import UserError
-from growth_ds.files import sync
+from growth_ds.files import replace_folder, sync
 from growth_ds.interop import names
 from growth_ds.interop.tensor_files import TensorFiles
 from growth_ds.model.init import initial
@@ -220,7 +220,7 @@ def write_huggingface(
     try:
         temporary.mkdir(parents=True)
         _write_files(model, read, temporary, tokenizer)
-        _put_in_place(temporary, out)
+        replace_folder(temporary, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}); give a folder that can") from None
     finally:
@@ -293,14 +293,3 @@ def _pad_id(folder: Path) -> int:
     except (ValueError, KeyError, TypeError, AttributeError):
         return 0  # only fine-tuning reads it, and only to leave that row of the embedding alone
     return 0
-
-
-def _put_in_place(temporary: Path, out: Path) -> None:
-    """Rename a finished folder to its final name, an older one out of the way first."""
-    if out.exists():
-        older = temporary.with_name(f"{temporary.name}.old")
-        out.rename(older)
-        temporary.rename(out)
-        shutil.rmtree(older)
-    else:
-        temporary.rename(out)

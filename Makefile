@@ -6,8 +6,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OPS := $(wildcard csrc/*.py csrc/*/*)
 
-.PHONY: demo test test-state test-faults test-large check format clean
+.PHONY: demo ops test test-state test-faults test-large check format clean
 
 demo: $(READY)
 	$(BIN)/growth-ds demo
@@ -33,16 +34,20 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
 
+# The fused ops alone, after a change in csrc.
+ops:
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # torch first and by itself, so that no other package chooses its build.
-$(READY): setup.py constraints.txt
+$(READY): setup.py constraints.txt $(OPS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools torch==$(shell sed -n 's/^torch==//p' constraints.txt)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,mpi]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,mpi]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build growth_ds/ops/*.so *.egg-info .mypy_cache .ruff_cache .pytest_cache

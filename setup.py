@@ -1,11 +1,15 @@
-"""Package, console script and dependencies. `pip install torch==<pin>` first: see constraints.txt."""
+"""Package, console script, dependencies and fused ops. `pip install torch==<pin>` first: see constraints.txt."""
 
 import re
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "csrc"))
+from build_ops import BuildOps, extensions  # noqa: E402
+
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "growth_ds/__init__.py").read_text(encoding="utf-8")).group(1)
 CORE = [
     "torch>=2.10",
@@ -39,6 +43,8 @@ setup(
     package_dir={"growth_ds.configs": "configs"},
     package_data={"growth_ds.configs": ["*/*.yaml", "*/*.json"], "growth_ds": ["py.typed", "*/README.md"]},
     install_requires=CORE,
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildOps},
     extras_require={"mpi": ["mpi4py>=4"], "dev": DEV},
     entry_points={"console_scripts": ["growth-ds=growth_ds.cli:main"]},
 )

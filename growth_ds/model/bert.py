@@ -1,10 +1,12 @@
 """BERT as published (Devlin et al. 2019, arXiv 1810.04805), the whole model in one file.
 
 Post-LN by default; `norm: pre` is transformers' MegatronBert (no norm after the embeddings, one after the last layer).
-The MLM head runs on the masked positions only, and its decoder is the word embedding.
+The MLM head runs on the masked positions only, and its decoder is the word embedding. So a training step needs the last
+layer's output there alone: its queries, its feed-forward layer and its norms are computed for no other (`asked`).
 For a while after a growth the forward uses more than the weights: `Bert.ramp`.
 
-Shapes: B rows, T positions, H hidden, N heads, D head size, F ffn, V vocabulary, M predicted positions of a batch.
+Shapes: B rows, T positions, H hidden, N heads, D head size, F ffn, V vocabulary, M = B*K predicted positions of a batch,
+K of each row, Q positions of each row that a layer is asked for (K, and with NSP the first), or T.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from growth_ds.errors import UserError
 from growth_ds.model import layout
 from growth_ds.ops.attention import attention
 from growth_ds.ops.layer_norm import layer_norm
+from growth_ds.ops.masked_lm_loss import masked_lm_loss
 
 Ramp = Mapping[str, Tensor]
 RAMPS = frozenset({"norm", "head.norm", "hidden", "ffn", "head", "gate"})
@@ -33,9 +36,16 @@ class BatchLike(Protocol):
     ids: Tensor
     segments: Tensor
     attention_mask: Tensor | None
-    positions: Tensor
+    positions: Tensor  # (M,) into the flattened B*T: as many of each row, row by row
     labels: Tensor
     nsp_labels: Tensor | None
+
+
+def _take(x: Tensor, asked: Tensor) -> Tensor:
+    """Positions `asked` (B, Q) of x (B, T, H): (B, Q, H)."""
+    rows, length, width = x.shape
+    flat = asked + torch.arange(rows, device=x.device)[:, None] * length
+    return x.reshape(rows * length, width).index_select(0, flat.flatten()).view(rows, -1, width)
 
 
 def _activation(name: str, x: Tensor) -> Tensor:
@@ -83,13 +93,26 @@ class Embeddings(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
+class QueryKeyValue(nn.Linear):
+    """The three projections of attention in one product; the queries for fewer positions in a product of their own."""
+
+    def forward(self, x: Tensor, asked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B, T, H), asked (B, Q) -> queries (B, Q, N*D), keys and values (B, T, 2*N*D); asked None: Q = T."""
+        inner = self.out_features // 3
+        if asked is None:
+            queries, others = F.linear(x, self.weight, self.bias).split([inner, 2 * inner], dim=-1)
+            return queries, others
+        queries = F.linear(_take(x, asked), self.weight[:inner], self.bias[:inner])
+        return queries, F.linear(x, self.weight[inner:], self.bias[inner:])
+
+
 class Layer(nn.Module):
     """Self-attention and feed-forward, each with its residual."""
 
     def __init__(self, model: Model, ffn: int) -> None:
         super().__init__()
         inner = model.heads * model.head_size
-        self.qkv = nn.Linear(model.hidden, 3 * inner)
+        self.qkv = QueryKeyValue(model.hidden, 3 * inner)
         self.out = nn.Linear(inner, model.hidden)
         self.attention_norm = Norm(model.hidden, eps=model.norm_eps)
         self.up = nn.Linear(model.hidden, ffn)
@@ -97,22 +120,26 @@ class Layer(nn.Module):
         self.ffn_norm = Norm(model.hidden, eps=model.norm_eps)
         self.model = model
 
-    def forward(self, x: Tensor, mask: Tensor | None, ramp: Ramp | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, ramp: Ramp | None = None, asked: Tensor | None = None) -> Tensor:
+        """x (B, T, H), mask (B, 1, 1, T) -> (B, T, H), or (B, Q, H) of the positions `asked` (B, Q)."""
+        kept = x if asked is None else _take(x, asked)
         if self.model.norm == "pre":
-            x = x + self._attention(_normed(self.attention_norm, x, ramp), mask, ramp)
+            x = kept + self._attention(_normed(self.attention_norm, x, ramp), mask, ramp, asked)
             return x + self._ffn(_normed(self.ffn_norm, x, ramp), ramp)
-        x = _normed(self.attention_norm, x + self._attention(x, mask, ramp), ramp)
+        x = _normed(self.attention_norm, kept + self._attention(x, mask, ramp, asked), ramp)
         return _normed(self.ffn_norm, x + self._ffn(x, ramp), ramp)
 
-    def _attention(self, x: Tensor, mask: Tensor | None, ramp: Ramp | None) -> Tensor:
-        rows, length, _ = x.shape
-        qkv = self.qkv(x).view(rows, length, 3, self.model.heads, self.model.head_size)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, N, T, D)
+    def _attention(self, x: Tensor, mask: Tensor | None, ramp: Ramp | None, asked: Tensor | None) -> Tensor:
+        heads, size = self.model.heads, self.model.head_size
+        queries, others = self.qkv(x, asked=asked)
+        rows, count, inner = queries.shape
+        q = queries.view(rows, count, heads, size).transpose(1, 2)  # (B, N, Q, D)
+        k, v = others.view(rows, -1, 2, heads, size).permute(2, 0, 3, 1, 4).unbind(0)  # each (B, N, T, D)
         dropout = self.model.attention_dropout if self.training else 0.0
-        mixed = attention(q, k, v, mask, dropout)  # (B, N, T, D)
+        mixed = attention(q, k, v, mask, dropout)  # (B, N, Q, D)
         if ramp is not None and "head" in ramp:
             mixed = mixed * ramp["head"].to(mixed)[:, None, None]
-        mixed = mixed.transpose(1, 2).reshape(rows, length, -1)  # (B, T, N*D)
+        mixed = mixed.transpose(1, 2).reshape(rows, count, inner)  # (B, Q, N*D)
         return F.dropout(self.out(mixed), self.model.dropout, self.training)
 
     def _ffn(self, x: Tensor, ramp: Ramp | None) -> Tensor:
@@ -132,9 +159,10 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(model.vocab))
         self.activation = model.activation
 
-    def forward(self, x: Tensor, word: Tensor, ramp: Ramp | None = None) -> Tensor:
+    def forward(self, x: Tensor, word: Tensor, ramp: Ramp | None = None, labels: Tensor | None = None) -> Any:
+        """x (..., H) -> logits (..., V); with labels (M,) for x (M, H): sum of the losses, and of the right answers."""
         x = _normed(self.norm, _activation(self.activation, self.dense(x)), ramp, own="head.norm")
-        return F.linear(x, word, self.bias)  # (..., V)
+        return F.linear(x, word, self.bias) if labels is None else masked_lm_loss(x, word, self.bias, labels)
 
 
 def check_rows(model: Model) -> None:
@@ -179,14 +207,24 @@ class Bert(nn.Module):
         """Which stored layer runs at each depth."""
         return [depth % self.model.stored_layers for depth in range(self.model.layers)]
 
-    def encode(self, ids: Tensor, segments: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """ids, segments (B, T) int64; attention_mask (B, T) bool, None = no padding -> hidden states (B, T, H)."""
+    def encode(
+        self, ids: Tensor, segments: Tensor, attention_mask: Tensor | None = None, asked: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states (B, T, H), or (B, Q, H) of the positions `asked` (B, Q) int64 of each row.
+
+        ids, segments (B, T) int64; attention_mask (B, T) bool, None = no padding.
+        """
         mask = None if attention_mask is None else attention_mask[:, None, None, :]
         x = self.embeddings(ids, segments, ramp=self.ramp)
-        for stored, gate in zip(self.layer_order, self._gates(), strict=True):
-            y = self.layers[stored](x, mask, ramp=self.ramp)
+        last = len(self.layer_order) - 1
+        for depth, (stored, gate) in enumerate(zip(self.layer_order, self._gates(), strict=True)):
+            here = asked if depth == last else None
+            y = self.layers[stored](x, mask, ramp=self.ramp, asked=here)
             # A closed gate gives x to the last bit; its layer is computed, for ZeRO expects every gradient.
-            x = y if gate == 1.0 else x + gate * (y - x)
+            if gate != 1.0:
+                x = x if here is None else _take(x, here)
+                y = x + gate * (y - x)
+            x = y
         return x if self.norm is None else _normed(self.norm, x, self.ramp)
 
     def _gates(self) -> list[float]:
@@ -198,11 +236,11 @@ class Bert(nn.Module):
             return [1.0] * self.model.layers
         return self.ramp["gate"].tolist()
 
-    def next_sentence(self, hidden: Tensor) -> Tensor | None:
-        """Hidden states (B, T, H) -> logits (B, 2): next, not next; None without the head."""
+    def next_sentence(self, first: Tensor) -> Tensor | None:
+        """Hidden states (B, H) of the rows' first positions -> logits (B, 2): next, not next; None without the head."""
         if self.pooler is None or self.nsp is None:
             return None
-        pooled = torch.tanh(self.pooler(hidden[:, 0]))
+        pooled = torch.tanh(self.pooler(first))
         if self.ramp is not None and "hidden" in self.ramp:
             pooled = pooled * self.ramp["hidden"].to(pooled)
         return self.nsp(pooled)
@@ -210,18 +248,20 @@ class Bert(nn.Module):
     def predict(self, ids: Tensor, segments: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Every position's MLM logits (B, T, V) and the NSP logits (B, 2) or None."""
         hidden = self.encode(ids, segments, mask)
-        return self.head(hidden, self.embeddings.word.weight, ramp=self.ramp), self.next_sentence(hidden)
+        return self.head(hidden, self.embeddings.word.weight, ramp=self.ramp), self.next_sentence(hidden[:, 0])
 
     def forward(self, batch: BatchLike) -> dict[str, Any]:
         """Scalar sums over the batch: "mlm" (labels >= 0) and "nsp" loss in nats; in eval mode "mlm_correct"."""
-        hidden = self.encode(batch.ids, batch.segments, batch.attention_mask)
-        predicted = hidden.flatten(0, 1)[batch.positions]  # (M, H)
-        logits = self.head(predicted, self.embeddings.word.weight, ramp=self.ramp).float()  # (M, V)
-        sums = {"mlm": F.cross_entropy(logits, batch.labels, ignore_index=-100, reduction="sum")}
-        if not self.training:
-            sums["mlm_correct"] = (logits.argmax(-1) == batch.labels).sum()
-        if batch.nsp_labels is not None:
-            answers = self.next_sentence(hidden)
-            if answers is not None:
-                sums["nsp"] = F.cross_entropy(answers.float(), batch.nsp_labels, reduction="sum")
+        rows, length = batch.ids.shape
+        asked = batch.positions.view(rows, -1) - torch.arange(rows, device=batch.positions.device)[:, None] * length
+        predicted = asked.shape[1]
+        answers = batch.nsp_labels is not None and self.nsp is not None
+        if answers:
+            asked = F.pad(asked, (0, 1))  # the first position of each row too
+        hidden = self.encode(batch.ids, batch.segments, batch.attention_mask, asked)  # (B, Q, H)
+        masked = hidden[:, :predicted].flatten(0, 1)  # (M, H)
+        loss, correct = self.head(masked, self.embeddings.word.weight, ramp=self.ramp, labels=batch.labels)
+        sums = {"mlm": loss} if self.training else {"mlm": loss, "mlm_correct": correct}
+        if answers:
+            sums["nsp"] = F.cross_entropy(self.next_sentence(hidden[:, -1]).float(), batch.nsp_labels, reduction="sum")
         return sums

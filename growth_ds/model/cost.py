@@ -22,17 +22,21 @@ def parameters(model: Model) -> int:
 def forward_flops(model: Model, length: int, mask_prob: float, nsp: bool = False) -> int:
     """Floating-point operations of one forward over one row of `length` tokens, matrix products only (2mnk each).
 
-    The MLM head counts the round(mask_prob x length) positions that it really runs on.
+    What is really computed: the MLM head runs on the round(mask_prob x length) masked positions, and the last layer's
+    queries, attention output and FFN there alone (and on the first, for `nsp`); its keys and values on all.
     """
     inner = model.heads * model.head_size
-    projections = 2 * length * model.hidden * 4 * inner
-    attention = 2 * 2 * length * length * inner
-    units = sum(model.ffn_of(depth % model.stored_layers) for depth in range(model.layers))
-    feed_forward = 2 * 2 * length * model.hidden * units
     predicted = round(mask_prob * length)
+    asked = predicted + nsp
+    projections = 4 * length * model.hidden * inner * model.layers  # keys and values
+    positions = length * (model.layers - 1) + asked  # of queries, summed over the layers
+    projections += 4 * positions * model.hidden * inner
+    attention = 4 * positions * length * inner
+    units = [model.ffn_of(depth % model.stored_layers) for depth in range(model.layers)]
+    feed_forward = 4 * model.hidden * (length * sum(units[:-1]) + asked * units[-1])
     head = 2 * predicted * model.hidden * (model.hidden + model.vocab)
     pooled = 2 * model.hidden * (model.hidden + 2) if nsp else 0
-    return model.layers * (projections + attention) + feed_forward + head + pooled
+    return projections + attention + feed_forward + head + pooled
 
 
 def train_flops_per_row(model: Model, length: int, mask_prob: float, nsp: bool = False) -> int:

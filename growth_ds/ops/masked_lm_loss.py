@@ -21,12 +21,13 @@ BLOCK_BYTES = 1 << 28
 def masked_lm_loss(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropies of x weight^T + bias, in nats, and how many labels have the largest logit.
 
-    x (M, H) and weight (V, H) of one dtype, bias (V,), labels (M,) int64; a label < 0 counts for nothing. Returns an
-    fp32 scalar and an int64 scalar (ties go to the first of the vocabulary, as argmax has it).
+    x (M, H) and weight (V, H) of one dtype, bias (V,), labels (M,) int64; a label < 0 counts for nothing. Returns a
+    fp32 scalar (float64 for such x) and an int64 scalar (ties go to the first of the vocabulary, as argmax has it).
     """
     if library.kernel("cross_entropy_", x, weight, bias, labels) is None:
         return reference(x, weight, bias, labels)
-    loss, correct = _MaskedLmLoss.apply(x, weight, bias, labels)
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
+    loss, correct = _MaskedLmLoss.apply(x, weight, bias, labels, learns)
     return loss, correct
 
 
@@ -44,8 +45,9 @@ def _(logits: Tensor, bias: Tensor, labels: Tensor, scale: float, loss: Tensor, 
 
 class _MaskedLmLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        learns = any(ctx.needs_input_grad[:3])
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, learns: bool
+    ) -> tuple[Tensor, Tensor]:
         rows, vocab = x.shape[0], weight.shape[0]
         loss = x.new_empty(rows, dtype=torch.float32)
         correct = x.new_empty(rows, dtype=torch.uint8)
@@ -70,7 +72,7 @@ class _MaskedLmLoss(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         found = ctx.gradients.scaled(outputs[0])
         del ctx.gradients
-        return (*found, None)
+        return (*found, None, None)
 
 
 class _Gradients:

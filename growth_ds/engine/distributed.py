@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from growth_ds.engine.memory import keep_memory
 from growth_ds.errors import UserError
 
 DEFAULT_TIMEOUT_S = 30 * 60
@@ -154,6 +155,7 @@ def init_distributed(timeout_s: float = DEFAULT_TIMEOUT_S) -> RankInfo:
     info = find_rank()
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
+        keep_memory()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if "LOCAL_SIZE" not in os.environ:
             # Without it DeepSpeed counts CPU "devices" by running `numactl --hardware`: for every gradient bucket of

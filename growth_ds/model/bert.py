@@ -5,8 +5,8 @@ The MLM head runs on the masked positions only, and its decoder is the word embe
 layer's output there alone: its queries, its feed-forward layer and its norms are computed for no other (`asked`).
 For a while after a growth the forward uses more than the weights: `Bert.ramp`.
 
-Shapes: B rows, T positions, H hidden, N heads, D head size, F ffn, V vocabulary, M = B*K predicted positions of a batch,
-K of each row, Q positions of each row that a layer is asked for (K, and with NSP the first), or T.
+Shapes: B rows, T positions, H hidden, N heads, D head size, F ffn, V vocabulary, M = B*K predicted positions of a
+batch, K of each row, Q positions of each row that a layer is asked for (K, and with NSP the first), or T.
 """
 
 from __future__ import annotations
@@ -96,12 +96,11 @@ class Embeddings(nn.Module):
 class QueryKeyValue(nn.Linear):
     """The three projections of attention in one product; the queries for fewer positions in a product of their own."""
 
-    def forward(self, x: Tensor, asked: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (B, T, H), asked (B, Q) -> queries (B, Q, N*D), keys and values (B, T, 2*N*D); asked None: Q = T."""
-        inner = self.out_features // 3
+    def forward(self, x: Tensor, asked: Tensor | None = None) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """x (B, T, H) -> (qkv (B, T, 3*N*D),), or for asked (B, Q) (q (B, Q, N*D), k and v (B, T, 2*N*D))."""
         if asked is None:
-            queries, others = F.linear(x, self.weight, self.bias).split([inner, 2 * inner], dim=-1)
-            return queries, others
+            return (F.linear(x, self.weight, self.bias),)
+        inner = self.out_features // 3
         queries = F.linear(_take(x, asked), self.weight[:inner], self.bias[:inner])
         return queries, F.linear(x, self.weight[inner:], self.bias[inner:])
 
@@ -130,16 +129,11 @@ class Layer(nn.Module):
         return _normed(self.ffn_norm, x + self._ffn(x, ramp), ramp)
 
     def _attention(self, x: Tensor, mask: Tensor | None, ramp: Ramp | None, asked: Tensor | None) -> Tensor:
-        heads, size = self.model.heads, self.model.head_size
-        queries, others = self.qkv(x, asked=asked)
-        rows, count, inner = queries.shape
-        q = queries.view(rows, count, heads, size).transpose(1, 2)  # (B, N, Q, D)
-        k, v = others.view(rows, -1, 2, heads, size).permute(2, 0, 3, 1, 4).unbind(0)  # each (B, N, T, D)
         dropout = self.model.attention_dropout if self.training else 0.0
-        mixed = attention(q, k, v, mask, dropout)  # (B, N, Q, D)
+        mixed = attention(self.qkv(x, asked=asked), self.model.heads, mask, dropout)  # (B, Q, N*D)
         if ramp is not None and "head" in ramp:
-            mixed = mixed * ramp["head"].to(mixed)[:, None, None]
-        mixed = mixed.transpose(1, 2).reshape(rows, count, inner)  # (B, Q, N*D)
+            by_head = mixed.unflatten(2, (self.model.heads, -1))
+            mixed = (by_head * ramp["head"].to(mixed)[:, None]).flatten(2)
         return F.dropout(self.out(mixed), self.model.dropout, self.training)
 
     def _ffn(self, x: Tensor, ramp: Ramp | None) -> Tensor:
@@ -255,13 +249,15 @@ class Bert(nn.Module):
         rows, length = batch.ids.shape
         asked = batch.positions.view(rows, -1) - torch.arange(rows, device=batch.positions.device)[:, None] * length
         predicted = asked.shape[1]
-        answers = batch.nsp_labels is not None and self.nsp is not None
-        if answers:
+        nsp_labels = None if self.nsp is None else batch.nsp_labels
+        if nsp_labels is not None:
             asked = F.pad(asked, (0, 1))  # the first position of each row too
         hidden = self.encode(batch.ids, batch.segments, batch.attention_mask, asked)  # (B, Q, H)
         masked = hidden[:, :predicted].flatten(0, 1)  # (M, H)
         loss, correct = self.head(masked, self.embeddings.word.weight, ramp=self.ramp, labels=batch.labels)
         sums = {"mlm": loss} if self.training else {"mlm": loss, "mlm_correct": correct}
-        if answers:
-            sums["nsp"] = F.cross_entropy(self.next_sentence(hidden[:, -1]).float(), batch.nsp_labels, reduction="sum")
+        if nsp_labels is not None:
+            answers = self.next_sentence(hidden[:, -1])
+            assert answers is not None
+            sums["nsp"] = F.cross_entropy(answers.float(), nsp_labels, reduction="sum")
         return sums

@@ -15,7 +15,7 @@ int64_t padded(int64_t width) { return (width + GROUP - 1) / GROUP * GROUP; }
 class Rows {
  public:
   Rows(int64_t count, int64_t width) : stride_(padded(width)) {
-    const size_t bytes = sizeof(float) * static_cast<size_t>(count * stride_ + W);
+    const size_t bytes = sizeof(float) * static_cast<size_t>(count * stride_) + 64;
     block_ = std::malloc(bytes);
     if (block_ == nullptr) std::abort();
     std::memset(block_, 0, bytes);
@@ -42,31 +42,49 @@ GROWTH_DS_INLINE void each(int64_t width, F f) {
 
 template <typename T>
 GROWTH_DS_INLINE Floats take(const T* from, int64_t count) {
-  return count == W ? load(from) : load_some(from, count);
+  return count >= W ? load(from) : load_some(from, count);
 }
 
 template <typename T>
 GROWTH_DS_INLINE void give(T* to, Floats x, int64_t count) {
-  count == W ? store(to, x) : store_some(to, x, count);
+  count >= W ? store(to, x) : store_some(to, x, count);
+}
+
+// Upper and lower half of x * by.
+GROWTH_DS_INLINE void multiply(Words x, uint32_t by, Words* high, Words* low) {
+  const Longs factor = Longs{} + by, even = multiply_halves((Longs)x, factor);
+  const Longs odd = multiply_halves((Longs)x >> 32, factor), upper = Longs{} + 0xffffffff00000000u;
+  *high = (Words)((even >> 32) | (odd & upper));
+  *low = (Words)((even & ~upper) | (odd << 32));
+}
+
+// philox() of W counters at a time; the seed's multiples are the same for all.
+GROWTH_DS_INLINE void philox_lanes(Words (&c)[4], uint64_t seed) {
+  auto k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+    Words high_a, low_a, high_b, low_b;
+    multiply(c[0], 0xD2511F53u, &high_a, &low_a);
+    multiply(c[2], 0xCD9E8D57u, &high_b, &low_b);
+    c[0] = high_b ^ c[1] ^ k0;
+    c[2] = high_a ^ c[3] ^ k1;
+    c[1] = low_b;
+    c[3] = low_a;
+  }
 }
 
 // keep (padded): scale where the element is kept, else 0.
 void fill_keep(const Dropout& dropout, int64_t row, int64_t width, float* keep) {
-  const auto low = static_cast<uint32_t>(row), high = static_cast<uint32_t>(row >> 32);
-  const uint64_t seed = dropout.seed;
+  Words lanes;
+  for (int64_t lane = 0; lane < W; ++lane) lanes[lane] = static_cast<uint32_t>(lane);
   for (int64_t i = 0; i < width; i += GROUP) {
-    alignas(64) uint32_t words[4][W];
-    for (int64_t lane = 0; lane < W; ++lane) {
-      uint32_t c0 = static_cast<uint32_t>(i / 4 + lane), c1 = low, c2 = high, c3 = 0;
-      philox(c0, c1, c2, c3, seed);
-      words[0][lane] = c0;
-      words[1][lane] = c1;
-      words[2][lane] = c2;
-      words[3][lane] = c3;
-    }
+    Words c[4] = {lanes + static_cast<uint32_t>(i / 4), Words{} + static_cast<uint32_t>(row),
+                  Words{} + static_cast<uint32_t>(row >> 32), Words{}};
+    philox_lanes(c, dropout.seed);
+    alignas(64) float words[4][W];
+    for (int word = 0; word < 4; ++word)
+      store(words[word], select((Ints)(c[word] >= dropout.threshold), splat(dropout.scale), splat(0.0f)));
     for (int64_t lane = 0; lane < W; ++lane)
-      for (int64_t word = 0; word < 4; ++word)
-        keep[i + 4 * lane + word] = words[word][lane] >= dropout.threshold ? dropout.scale : 0.0f;
+      for (int64_t word = 0; word < 4; ++word) keep[i + 4 * lane + word] = words[word][lane];
   }
 }
 
@@ -100,7 +118,10 @@ GROWTH_DS_INLINE void make_z(const NormForward& task, int64_t row, const float* 
     if (bias) in += take(bias + i, count);
     if (DROPOUT) in *= load(keep + i);
     if (residual) in += take(residual + i, count);
-    if (copy) give(copy + i, in, count);
+    if (copy) {
+      give(copy + i, in, count);
+      in = take(copy + i, count);  // as rounded: the backward knows no other
+    }
     store(z + i, in);  // past the width: zeros
   });
 }

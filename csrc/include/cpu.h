@@ -1,4 +1,4 @@
-// For the CPU kernels, which know nothing of torch: sixteen floats at a time, and a choice of instruction sets.
+// For the CPU kernels, which know nothing of torch: vectors of floats, and a choice of instruction sets.
 //
 // setup.py compiles every *_cpu.cpp once for each instruction set, in a namespace named after it (GROWTH_DS_ISA), and the
 // binding takes the best that the processor has: one build runs on every x86-64 machine. GCC and Clang lower the
@@ -6,8 +6,9 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
-#ifdef __AVX512BW__
+#ifdef GROWTH_DS_X86
 #include <immintrin.h>
 #endif
 
@@ -40,16 +41,19 @@
 
 namespace growth_ds {
 
-// 4: AVX-512 (x86-64-v4), 3: AVX2 and FMA (x86-64-v3), 0: neither.
+// 4: AVX-512 (x86-64-v4), 3: AVX2 and FMA (x86-64-v3), 0: neither. GROWTH_DS_ISA=0|3 in the environment takes less than
+// there is, for tests.
 inline int isa() {
 #ifdef GROWTH_DS_X86
   static const int best = [] {
+    const char* asked = std::getenv("GROWTH_DS_ISA");
+    const int most = asked ? std::atoi(asked) : 4;
     __builtin_cpu_init();
     const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
     const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
-    return v4 ? 4 : v3 ? 3 : 0;
+    return v4 && most >= 4 ? 4 : v3 && most >= 3 ? 3 : 0;
   }();
   return best;
 #else
@@ -63,11 +67,19 @@ struct bf16 {
   uint16_t bits;
 };
 
-constexpr int64_t W = 16;  // floats a vector
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
+// Floats a vector: as the registers have it, for GCC takes longer ones to pieces.
+#if defined(__AVX512BW__)
+constexpr int64_t W = 16;
+#elif defined(__AVX2__)
+constexpr int64_t W = 8;
+#else
+constexpr int64_t W = 4;
+#endif
+typedef float Floats __attribute__((vector_size(4 * W)));
+typedef int32_t Ints __attribute__((vector_size(4 * W)));
+typedef uint32_t Words __attribute__((vector_size(4 * W)));
+typedef uint64_t Longs __attribute__((vector_size(4 * W)));
+typedef uint16_t Halves __attribute__((vector_size(2 * W)));
 
 GROWTH_DS_INLINE Floats splat(float x) { return x - Floats{}; }
 
@@ -156,6 +168,19 @@ GROWTH_DS_INLINE float largest(Floats x) {
   float top = parts[0];
   for (int64_t i = 1; i < W; ++i) top = parts[i] > top ? parts[i] : top;
   return top;
+}
+
+// The products of the lower halves of each.
+GROWTH_DS_INLINE Longs multiply_halves(Longs a, Longs b) {
+#if defined(__AVX512BW__)
+  return (Longs)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Longs)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (Longs)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return (a & 0xffffffffu) * (b & 0xffffffffu);
+#endif
 }
 
 // e^x to about 1 ulp for -87 <= x <= 88, which x is clamped to (e^-87 is 1.6e-38). Cody and Waite's reduction by ln 2 in

@@ -20,11 +20,12 @@ template <typename T>
 void add_partials(const float* partials, int64_t blocks, int64_t width, int64_t begin, int64_t end, T* out) {
   for (int64_t i = begin; i < end; i += W) {
     const int64_t count = end - i < W ? end - i : W;
-    Floats total = splat(0.0f);
+    Floats chains[4] = {};  // short chains round less
     for (int64_t b = 0; b < blocks; ++b) {
       const float* from = partials + b * width + i;
-      total += count == W ? load(from) : load_some(from, count);
+      chains[b % 4] += count == W ? load(from) : load_some(from, count);
     }
+    const Floats total = (chains[0] + chains[1]) + (chains[2] + chains[3]);
     count == W ? store(out + i, total) : store_some(out + i, total, count);
   }
 }

@@ -2,7 +2,7 @@
 
 Without bias, residual and dropout it is a plain LayerNorm, optionally with weighted statistics. z, the sum that is
 normalised, is kept for the backward (x itself where nothing is added); the dropout mask is not: it is a function of a
-seed (growth_ds/ops/philox.py). Statistics are taken of z before it is rounded. The gradients of gamma, beta and bias are
+seed (growth_ds/ops/philox.py). Statistics are those of z as it is kept, in its dtype. The gradients of gamma, beta and bias are
 summed in fp32 over blocks of rows whose number does not depend on the threads: the same bits on any number of them.
 """
 

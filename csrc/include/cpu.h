@@ -1,4 +1,4 @@
-// For the CPU kernels, which know nothing of torch: sixteen floats at a time, and a choice of instruction sets.
+// For the CPU kernels, which know nothing of torch: vectors of floats, and a choice of instruction sets.
 //
 // setup.py compiles every *_cpu.cpp once for each instruction set, in a namespace named after it (GROWTH_DS_ISA), and the
 // binding takes the best that the processor has: one build runs on every x86-64 machine. GCC and Clang lower the
@@ -6,7 +6,11 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#ifdef GROWTH_DS_X86
+#include <immintrin.h>
+#endif
 
 #ifndef GROWTH_DS_ISA
 #define GROWTH_DS_ISA base
@@ -37,16 +41,19 @@
 
 namespace growth_ds {
 
-// 4: AVX-512 (x86-64-v4), 3: AVX2 and FMA (x86-64-v3), 0: neither.
+// 4: AVX-512 (x86-64-v4), 3: AVX2 and FMA (x86-64-v3), 0: neither. GROWTH_DS_ISA=0|3 in the environment takes less than
+// there is, for tests.
 inline int isa() {
 #ifdef GROWTH_DS_X86
   static const int best = [] {
+    const char* asked = std::getenv("GROWTH_DS_ISA");
+    const int most = asked ? std::atoi(asked) : 4;
     __builtin_cpu_init();
     const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
     const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
-    return v4 ? 4 : v3 ? 3 : 0;
+    return v4 && most >= 4 ? 4 : v3 && most >= 3 ? 3 : 0;
   }();
   return best;
 #else
@@ -60,11 +67,19 @@ struct bf16 {
   uint16_t bits;
 };
 
-constexpr int64_t W = 16;  // floats a vector
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
+// Floats a vector: as the registers have it, for GCC takes longer ones to pieces.
+#if defined(__AVX512BW__)
+constexpr int64_t W = 16;
+#elif defined(__AVX2__)
+constexpr int64_t W = 8;
+#else
+constexpr int64_t W = 4;
+#endif
+typedef float Floats __attribute__((vector_size(4 * W)));
+typedef int32_t Ints __attribute__((vector_size(4 * W)));
+typedef uint32_t Words __attribute__((vector_size(4 * W)));
+typedef uint64_t Longs __attribute__((vector_size(4 * W)));
+typedef uint16_t Halves __attribute__((vector_size(2 * W)));
 
 GROWTH_DS_INLINE Floats splat(float x) { return x - Floats{}; }
 
@@ -76,18 +91,27 @@ GROWTH_DS_INLINE Floats load(const float* from) {
 
 GROWTH_DS_INLINE void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
 
+// GCC 12 widens and narrows in two halves; one instruction does it. (The forms with a full mask: it warns of its own
+// headers for the others.)
+#ifdef __AVX512BW__
+GROWTH_DS_INLINE Words widen(Halves x) { return (Words)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)x); }
+GROWTH_DS_INLINE Halves narrow(Words x) { return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)x); }
+#else
+GROWTH_DS_INLINE Words widen(Halves x) { return __builtin_convertvector(x, Words); }
+GROWTH_DS_INLINE Halves narrow(Words x) { return __builtin_convertvector(x, Halves); }
+#endif
+
 GROWTH_DS_INLINE Floats load(const bf16* from) {
   Halves halves;
   std::memcpy(&halves, from, sizeof halves);
-  return (Floats)(__builtin_convertvector(halves, Words) << 16);
+  return (Floats)(widen(halves) << 16);
 }
 
 // To nearest, ties to even, as torch does; a NaN stays one.
 GROWTH_DS_INLINE void store(bf16* to, Floats x) {
   const Words bits = (Words)x;
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Words kept = (Words)(x == x);
-  const Halves halves = __builtin_convertvector((rounded & kept) | (0x7fc0u & ~kept), Halves);
+  const Halves halves = narrow((x == x) ? rounded : Words{} + 0x7fc0u);
   std::memcpy(to, &halves, sizeof halves);
 }
 
@@ -118,12 +142,16 @@ GROWTH_DS_INLINE void put(T* to, float x) {
   store_some(to, splat(x), 1);
 }
 
-GROWTH_DS_INLINE Floats select(Ints where, Floats yes, Floats no) {
-  return (Floats)(((Words)yes & (Words)where) | ((Words)no & ~(Words)where));
-}
+GROWTH_DS_INLINE Floats select(Ints where, Floats yes, Floats no) { return where ? yes : no; }
 
-GROWTH_DS_INLINE Floats larger(Floats a, Floats b) { return select((Ints)(a > b), a, b); }
-GROWTH_DS_INLINE Floats smaller(Floats a, Floats b) { return select((Ints)(a < b), a, b); }
+// b where either is NaN.
+#ifdef __AVX512BW__
+GROWTH_DS_INLINE Floats larger(Floats a, Floats b) { return (Floats)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b); }
+GROWTH_DS_INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b); }
+#else
+GROWTH_DS_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+GROWTH_DS_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+#endif
 
 GROWTH_DS_INLINE float sum(Floats x) {
   float parts[W], total = 0.0f;
@@ -140,6 +168,19 @@ GROWTH_DS_INLINE float largest(Floats x) {
   float top = parts[0];
   for (int64_t i = 1; i < W; ++i) top = parts[i] > top ? parts[i] : top;
   return top;
+}
+
+// The products of the lower halves of each.
+GROWTH_DS_INLINE Longs multiply_halves(Longs a, Longs b) {
+#if defined(__AVX512BW__)
+  return (Longs)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Longs)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (Longs)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return (a & 0xffffffffu) * (b & 0xffffffffu);
+#endif
 }
 
 // e^x to about 1 ulp for -87 <= x <= 88, which x is clamped to (e^-87 is 1.6e-38). Cody and Waite's reduction by ln 2 in

@@ -55,15 +55,26 @@ def kernel(name: str, *tensors: torch.Tensor) -> Any | None:
     """
     first = tensors[0]
     kind = first.device.type
-    if off() or kind not in ("cpu", "cuda"):
-        return None
-    if missing(kind):
-        _warn_once(kind)
+    if not _ready(kind):
         return None
     known = first.dtype in FLOATS or (kind == "cuda" and first.dtype == torch.float16)
     if not known or not all(tensor.is_contiguous() and tensor.device == first.device for tensor in tensors):
         return None
     return getattr(torch.ops.growth_ds, name, None)
+
+
+def _ready(kind: str) -> bool:
+    if off() or kind not in ("cpu", "cuda"):
+        return False
+    if missing(kind):
+        _warn_once(kind)
+        return False
+    return True
+
+
+# torch.compile cannot trace the search for a file. All that torch.compiler.assume_constant_result does, and without its
+# import of torch._dynamo, which takes seconds.
+setattr(_ready, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 @functools.cache

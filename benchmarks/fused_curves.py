@@ -1,4 +1,4 @@
-"""Loss curves with and without the fused ops: `python benchmarks/fused_curves.py [--json OUT]`, three minutes on 2 cores.
+"""Loss curves with and without the fused ops: `python benchmarks/fused_curves.py [--json OUT]`, minutes on 2 cores.
 
 The same run twice for each precision, on one rank: 100 steps of a small BERT, a growth to twice the layers, 100 more;
 once as it is and once with GROWTH_DS_OPS=torch (growth_ds.ops.library), which leaves every compiled and hand-derived op

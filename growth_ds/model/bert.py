@@ -22,7 +22,8 @@ from growth_ds.config import Model
 from growth_ds.errors import UserError
 from growth_ds.model import layout
 from growth_ds.ops.attention import attention
-from growth_ds.ops.layer_norm import layer_norm
+from growth_ds.ops.bias_dropout_residual_layer_norm import bias_dropout_residual_layer_norm
+from growth_ds.ops.bias_gelu import bias_gelu
 from growth_ds.ops.masked_lm_loss import masked_lm_loss
 
 Ramp = Mapping[str, Tensor]
@@ -48,30 +49,52 @@ def _take(x: Tensor, asked: Tensor) -> Tensor:
     return x.reshape(rows * length, width).index_select(0, flat.flatten()).view(rows, -1, width)
 
 
-def _activation(name: str, x: Tensor) -> Tensor:
-    if name == "relu":
-        return F.relu(x)
-    return F.gelu(x, approximate="tanh" if name == "gelu_new" else "none")
+class Activated(nn.Linear):
+    """A projection and its activation: the bias is added where the activation is computed."""
+
+    def __init__(self, inputs: int, outputs: int, activation: str) -> None:
+        super().__init__(inputs, outputs)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., inputs) -> (..., outputs)."""
+        if self.activation == "relu":
+            return F.relu(F.linear(x, self.weight, self.bias))
+        return bias_gelu(F.linear(x, self.weight), self.bias, "tanh" if self.activation == "gelu_new" else "none")
 
 
 class Norm(nn.LayerNorm):
-    """LayerNorm with weighted statistics and masked outputs, both optional.
+    """LayerNorm of a sum, with weighted statistics and masked outputs; all but the norm optional.
 
     A module that uses its own parameters in its own forward: ZeRO-3 gathers them for no one else.
     """
 
-    def forward(self, x: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """x (..., H); weights (H,) of the elements in mean and variance; mask (H,) that multiplies the output."""
-        x = layer_norm(x, self.weight, self.bias, self.eps, weights)
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        dropout: float = 0.0,
+        weights: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The norm of residual + dropout(x), both (..., H).
+
+        dropout: a probability, in training; weights (H,) of the elements in mean and variance; mask (H,) that
+        multiplies the output.
+        """
+        p = dropout if self.training else 0.0
+        x = bias_dropout_residual_layer_norm(
+            x, self.weight, self.bias, self.eps, residual=residual, p=p, weights=weights
+        )
         return x if mask is None else x * mask.to(x)
 
 
-def _normed(norm: nn.Module, x: Tensor, ramp: Ramp | None, own: str = "norm") -> Tensor:
-    """x through the norm; `own` is the key of its weights, in place of those of all norms."""
+def _normed(norm: nn.Module, x: Tensor, ramp: Ramp | None, own: str = "norm", **added: Any) -> Tensor:
+    """x, with what is `added`, through the norm; `own` is the key of its weights, in place of those of all norms."""
     if ramp is None:
-        return norm(x)
+        return norm(x, **added)
     # By keyword, here and wherever a ramp is handed on: ZeRO-3's hooks rewrite the tensors of positional arguments.
-    return norm(x, weights=ramp.get(own, ramp.get("norm")), mask=ramp.get("hidden"))
+    return norm(x, weights=ramp.get(own, ramp.get("norm")), mask=ramp.get("hidden"), **added)
 
 
 class Embeddings(nn.Module):
@@ -114,19 +137,21 @@ class Layer(nn.Module):
         self.qkv = QueryKeyValue(model.hidden, 3 * inner)
         self.out = nn.Linear(inner, model.hidden)
         self.attention_norm = Norm(model.hidden, eps=model.norm_eps)
-        self.up = nn.Linear(model.hidden, ffn)
+        self.up = Activated(model.hidden, ffn, model.activation)
         self.down = nn.Linear(ffn, model.hidden)
         self.ffn_norm = Norm(model.hidden, eps=model.norm_eps)
         self.model = model
 
     def forward(self, x: Tensor, mask: Tensor | None, ramp: Ramp | None = None, asked: Tensor | None = None) -> Tensor:
         """x (B, T, H), mask (B, 1, 1, T) -> (B, T, H), or (B, Q, H) of the positions `asked` (B, Q)."""
-        kept = x if asked is None else _take(x, asked)
+        kept, p = x if asked is None else _take(x, asked), self.model.dropout
         if self.model.norm == "pre":
-            x = kept + self._attention(_normed(self.attention_norm, x, ramp), mask, ramp, asked)
-            return x + self._ffn(_normed(self.ffn_norm, x, ramp), ramp)
-        x = _normed(self.attention_norm, kept + self._attention(x, mask, ramp, asked), ramp)
-        return _normed(self.ffn_norm, x + self._ffn(x, ramp), ramp)
+            mixed = self._attention(_normed(self.attention_norm, x, ramp), mask, ramp, asked)
+            x = kept + F.dropout(mixed, p, self.training)
+            return x + F.dropout(self._ffn(_normed(self.ffn_norm, x, ramp), ramp), p, self.training)
+        mixed = self._attention(x, mask, ramp, asked)
+        x = _normed(self.attention_norm, mixed, ramp, residual=kept, dropout=p)
+        return _normed(self.ffn_norm, self._ffn(x, ramp), ramp, residual=x, dropout=p)
 
     def _attention(self, x: Tensor, mask: Tensor | None, ramp: Ramp | None, asked: Tensor | None) -> Tensor:
         dropout = self.model.attention_dropout if self.training else 0.0
@@ -134,13 +159,13 @@ class Layer(nn.Module):
         if ramp is not None and "head" in ramp:
             by_head = mixed.unflatten(2, (self.model.heads, -1))
             mixed = (by_head * ramp["head"].to(mixed)[:, None]).flatten(2)
-        return F.dropout(self.out(mixed), self.model.dropout, self.training)
+        return self.out(mixed)
 
     def _ffn(self, x: Tensor, ramp: Ramp | None) -> Tensor:
-        x = _activation(self.model.activation, self.up(x))  # (B, T, F)
+        x = self.up(x)  # (B, T, F)
         if ramp is not None and "ffn" in ramp:
             x = x * ramp["ffn"].to(x)
-        return F.dropout(self.down(x), self.model.dropout, self.training)
+        return self.down(x)
 
 
 class Head(nn.Module):
@@ -148,14 +173,13 @@ class Head(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.dense = nn.Linear(model.hidden, model.hidden)
+        self.dense = Activated(model.hidden, model.hidden, model.activation)
         self.norm = Norm(model.hidden, eps=model.norm_eps)
         self.bias = nn.Parameter(torch.zeros(model.vocab))
-        self.activation = model.activation
 
     def forward(self, x: Tensor, word: Tensor, ramp: Ramp | None = None, labels: Tensor | None = None) -> Any:
         """x (..., H) -> logits (..., V); with labels (M,) for x (M, H): sum of the losses, and of the right answers."""
-        x = _normed(self.norm, _activation(self.activation, self.dense(x)), ramp, own="head.norm")
+        x = _normed(self.norm, self.dense(x), ramp, own="head.norm")
         return F.linear(x, word, self.bias) if labels is None else masked_lm_loss(x, word, self.bias, labels)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from growth_ds.config import Model
 from growth_ds.model.bert import RAMPS, Bert, Norm
+from growth_ds.ops import library
 from tests.growth.models import Rows, delta, random_bert, rows, small
 
 KINDS = [
@@ -247,26 +248,23 @@ def test_gradients_with_a_ramp(model, weights):
 @pytest.mark.parametrize("model", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_without_a_ramp_the_norms_are_torch_modules_to_the_last_bit(model, dtype):
-    bert = random_bert(model, seed=12, dtype=dtype)
+def test_without_a_ramp_the_norms_are_torch_modules_to_the_last_bit(monkeypatch, model, dtype):
+    bert = random_bert(model, seed=12, dtype=dtype).eval()
     batch = rows(model, seed=13)
     before = bert.predict(batch.ids, batch.segments, batch.attention_mask)
-    names = list(bert.state_dict())
     neutral = {key: ones for key, ones in no_ramp(model).items() if "norm" not in key}
     for ramp in ({}, neutral):
         bert.ramp = ramp
         after = bert.predict(batch.ids, batch.segments, batch.attention_mask)
         assert all(one is two is None or torch.equal(one, two) for one, two in zip(before, after, strict=True))
     bert.ramp = None
-    for module in list(bert.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, Norm):
-                plain = torch.nn.LayerNorm(model.hidden, eps=model.norm_eps, dtype=dtype)
-                plain.load_state_dict(child.state_dict())
-                setattr(module, name, plain)
-    assert list(bert.state_dict()) == names
-    after = bert.predict(batch.ids, batch.segments, batch.attention_mask)
-    assert all(one is two is None or torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    monkeypatch.setenv(library.SWITCH, "torch")
+    x, more = torch.randn(2, 5, model.hidden, dtype=dtype), torch.randn(2, 5, model.hidden, dtype=dtype)
+    for child in [child for child in bert.modules() if isinstance(child, Norm)]:
+        plain = torch.nn.LayerNorm(model.hidden, eps=model.norm_eps, dtype=dtype)
+        plain.load_state_dict(child.state_dict())
+        assert torch.equal(child(x), plain(x))
+        assert torch.equal(child(x, residual=more, dropout=0.5), plain(x + more))  # in evaluation nothing is dropped
 
 
 @pytest.mark.parametrize("model", KINDS)
@@ -308,7 +306,6 @@ def test_padding_changes_nothing_with_a_ramp():
 
 def test_a_ramp_is_no_part_of_the_state():
     bert = Bert(small())
-    names = list(bert.state_dict())
     assert bert.ramp is None
     bert.ramp = random_ramp(bert.model)
     assert list(bert.state_dict()) == names

@@ -5,8 +5,8 @@ it is, compiled by `torch.compile`, and under DeepSpeed (ZeRO-1) with the AdamW 
 autocast and fp32, where it has them. `peers.py` says what they have in common and what not.
 
 First every way is tried at three micro-batches, one after the other, each in its own process; its best one counts. Then
-ours, the two fastest peers and the matrix products (`ceiling.py`) take turns: in every round each makes steps for about
-a second and a half while the others are blocked, and the order is reversed from round to round. Of the rounds it is:
+ours, the three fastest peers and the matrix products (`ceiling.py`) take turns: in every round each works for about a
+second and a half while the others are blocked, and the order is reversed from round to round. Of the rounds it is:
 
     tokens_per_s              median of ours
     best_peer                 the peer with the highest median
@@ -41,7 +41,11 @@ from growth_ds.config_file import load_run, shipped
 from growth_ds.model import cost
 
 BERT = {"vocab_size": 30522, "positions": 512}
-FINALISTS = 2
+TRIALS = 2
+"""Tries of each micro-batch after the first step, in turns; the fastest counts."""
+SAME_LOSS = 0.05
+"""Share by which first losses may differ: fresh weights of one distribution, but other draws of them."""
+FINALISTS = 3
 """Peers that take turns with ours."""
 COLUMNS = ("case", "goal", "tokens_per_s", "ratio_to_best_peer", "spread", "best_peer", "share_of_matmul_ceiling",
            "share_of_own_products")  # fmt: skip
@@ -95,8 +99,9 @@ def tried(way: Way, case: Case, device: str, limit: float) -> Tried:
                 left = max(1.0, deadline - time.monotonic())
                 loss = worker.ask({"rows": rows, "steps": 1}, left)["loss"]  # compiles here
                 first_loss = first_loss or loss
-                guess = _steps_per_s(worker, rows, 0.0)
-                rates[rows] = max(guess, _steps_per_s(worker, rows, 1.5, guess))
+                rates[rows] = _steps_per_s(worker, rows, 0.0)
+            for rows in case.rows * TRIALS:
+                rates[rows] = max(rates[rows], _steps_per_s(worker, rows, 1.0, rates[rows]))
         except Failed as failed:
             if not rates:
                 raise
@@ -117,8 +122,13 @@ def search(case: Case, ways: list[Way], device: str, limit: float) -> tuple[list
     found, failures = [], {}
     for way in ways:
         try:
-            found.append(tried(way, case, device, limit))
-            each = ", ".join(f"{rows}: {rate:,.0f}" for rows, rate in found[-1].tokens_per_s.items())
+            new = tried(way, case, device, limit)
+            if found and abs(new.first_loss / found[0].first_loss - 1) > SAME_LOSS:
+                raise Failed(
+                    f"its first loss is {new.first_loss:.4f}, that of {found[0].way.name} {found[0].first_loss:.4f}"
+                )
+            found.append(new)
+            each = ", ".join(f"{rows}: {rate:,.0f}" for rows, rate in new.tokens_per_s.items())
             print(f"  {way.name:20s} tokens/s at rows {each}", flush=True)
         except Failed as failed:
             failures[way.name] = str(failed)

@@ -6,14 +6,13 @@ are smaller and mostly slower: their rate says what is left for everything that 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks.common import synchronize
+from benchmarks.common import seconds_of
 from benchmarks.peers import Case
 
 SIDE = 4096
@@ -63,17 +62,15 @@ def _products(shape: Shape, device: str) -> list[Product]:
     return [lambda: x @ wt, lambda: g @ w, lambda: gt @ x]
 
 
-def _seconds(product: Product, least: float) -> float:
-    """Mean seconds of one product, over at least `least` seconds."""
-    count, started = 0, time.perf_counter()
-    while True:
-        product()
-        count += 1
-        if count % 8 == 0 or least == 0 or time.perf_counter() - started > least:
-            synchronize()
-        elapsed = time.perf_counter() - started
-        if elapsed > least:
-            return elapsed / count
+def _seconds(product: Product, about: float) -> float:
+    """Mean seconds of one product, over about `about` seconds."""
+    count = max(1, round(about / seconds_of(product)))
+
+    def many() -> None:
+        for _ in range(count):
+            product()
+
+    return seconds_of(many) / count
 
 
 class Ceiling:

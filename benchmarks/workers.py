@@ -54,11 +54,11 @@ class Worker:
             self.process.stdin.write(json.dumps(question).encode() + b"\n")
             self.process.stdin.flush()
             answer: dict[str, Any] = json.loads(self._line(time.monotonic() + limit))
-        except (OSError, EOFError):
-            raise Failed(self._reason()) from None
-        except TimeoutError:
+        except TimeoutError:  # an OSError too, so it comes first
             self.close()
             raise Failed(f"not done after {limit:.0f} s") from None
+        except (OSError, EOFError):
+            raise Failed(self._reason()) from None
         if "error" in answer:
             self.close()
             raise Failed(answer["error"])

@@ -1,0 +1,102 @@
+"""How fast this machine multiplies bf16 matrices: a large square, and the products of one training step alone.
+
+The square (4096 x 4096 x 4096) is the ceiling of record. The step's own products, forward and both of the backward,
+are smaller and mostly slower: their rate says what is left for everything that is not a product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.common import seconds_of
+from benchmarks.peers import Case
+
+SIDE = 4096
+Product = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`count` products of (m, k) by (k, n) in one forward, each `batch` times."""
+
+    m: int
+    k: int
+    n: int
+    count: int = 1
+    batch: int = 1
+
+    @property
+    def flops(self) -> int:
+        """Of all of them in forward and backward."""
+        return 3 * 2 * self.m * self.k * self.n * self.count * self.batch
+
+
+def shapes(case: Case, rows: int) -> list[Shape]:
+    """The products of a forward over `rows` rows; the head's at the masked positions only."""
+    model, length = case.model, case.length
+    tokens, masked, inner = rows * length, rows * case.masked, model.heads * model.head_size
+    return [
+        Shape(tokens, model.hidden, 3 * inner, model.layers),
+        Shape(tokens, inner, model.hidden, model.layers),
+        Shape(tokens, model.hidden, model.ffn, model.layers),
+        Shape(tokens, model.ffn, model.hidden, model.layers),
+        Shape(length, model.head_size, length, model.layers, rows * model.heads),  # q k^T
+        Shape(length, length, model.head_size, model.layers, rows * model.heads),  # weights v
+        Shape(masked, model.hidden, model.hidden),
+        Shape(masked, model.hidden, model.vocab),
+    ]
+
+
+def _products(shape: Shape, device: str) -> list[Product]:
+    """Forward x w^T, and in the backward g w and g^T x; one batch of them where `batch` > 1."""
+    lead = () if shape.batch == 1 else (shape.batch,)
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "device": device}
+    x = torch.randn(*lead, shape.m, shape.k, **options)
+    w = torch.randn(*lead, shape.n, shape.k, **options)
+    g = torch.randn(*lead, shape.m, shape.n, **options)
+    wt, gt = w.transpose(-1, -2), g.transpose(-1, -2)
+    return [lambda: x @ wt, lambda: g @ w, lambda: gt @ x]
+
+
+def _seconds(product: Product, about: float) -> float:
+    """Mean seconds of one product, over about `about` seconds."""
+    count = max(1, round(about / seconds_of(product)))
+
+    def many() -> None:
+        for _ in range(count):
+            product()
+
+    return seconds_of(many) / count
+
+
+class Ceiling:
+    """Both rates, a little at a time, so that they can take turns with what they are compared with."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        a, b = (torch.randn(SIDE, SIDE, dtype=torch.bfloat16, device=device) for _ in range(2))
+        bt = b.t()
+        forms: list[Product] = [lambda: a @ b, lambda: a @ bt]
+        for form in forms:
+            form()
+        self.square = min(forms, key=lambda form: _seconds(form, 0.5))
+        """The faster of b as it lies and b transposed."""
+
+    def square_rate(self, seconds: float) -> float:
+        """FLOP/s of the square."""
+        return 2 * SIDE**3 / _seconds(self.square, seconds)
+
+    def shapes_rate(self, case: Case, rows: int, seconds: float) -> float:
+        """FLOP/s of one step's products, each weighted by the time it takes; measured for about `seconds`."""
+        flops, taken = 0, 0.0
+        every = shapes(case, rows)
+        for shape in every:
+            for product in _products(shape, self.device):
+                product()
+                taken += shape.count * _seconds(product, seconds / len(every) / 3)
+            flops += shape.flops
+        return flops / taken

@@ -187,6 +187,7 @@ class Coordinator:
         stage, options = self.run.stages[index], self.run.engine
         # in the precision of the forward: DeepSpeed's cast would write every element, a whole model on each rank
         self.module = empty_module(stage.model, DTYPES[resolve_precision(options.precision)])
+        self.module.activation_checkpointing = options.activation_checkpointing
         rates = ModelRates(stage.model, self.during.rates)
         with unfilled():
             engine = self._engine(stage, rates)

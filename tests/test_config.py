@@ -232,7 +232,7 @@ SURFACE = {
     "Batch": "global micro",
     "Checkpoint": "every keep keep_every_tokens keep_before_growth background",
     "Data": "store objective mask_prob whole_word nsp_negative chunk verify",
-    "Engine": "precision zero deepspeed timeout_s coordinator",
+    "Engine": "precision zero deepspeed activation_checkpointing timeout_s coordinator",
     "Evaluation": "every tokens",
     "Grow": "recipe layers stored_layers hidden heads ffn positions segments vocab_size require_exact seed noise block "
     "ramp moments layer_moments fresh_moments damping step rewind rewarm lr",

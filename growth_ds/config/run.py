@@ -81,6 +81,8 @@ class Engine(Frozen):
     """DeepSpeed's `zero_optimization` section; in YAML also a stage 0-3 or a JSON file."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Raw DeepSpeed JSON (a mapping or a file) for everything that has no key here."""
+    activation_checkpointing: bool = False
+    """Keep each layer's input alone, and compute the layer again in the backward: a third more FLOPs, less memory."""
     timeout_s: float = Field(default=1800.0, gt=0.0)
     """How long a collective may wait for the other ranks."""
     coordinator: Literal["auto", "rank0", "sharded"] = "auto"

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from growth_ds.config import Model
 from growth_ds.errors import UserError
@@ -199,6 +200,9 @@ class Bert(nn.Module):
     external_parameters: ClassVar[dict[str, list[str]]] = {"head": ["embeddings.word.weight"]}
     """Parameters that a submodule uses but does not own; ZeRO-3 must gather them for it."""
 
+    activation_checkpointing: bool = False
+    """Whether a training step keeps the inputs of layers alone and computes each layer again in the backward."""
+
     ramp: Ramp | None = None
     """What the forward uses besides the weights, set from outside before each step; None: the plain model.
 
@@ -237,13 +241,19 @@ class Bert(nn.Module):
         last = len(self.layer_order) - 1
         for depth, (stored, gate) in enumerate(zip(self.layer_order, self._gates(), strict=True)):
             here = asked if depth == last else None
-            y = self.layers[stored](x, mask, ramp=self.ramp, asked=here)
+            y = self._layer(self.layers[stored], x, mask, here)
             # A closed gate gives x to the last bit; its layer is computed, for ZeRO expects every gradient.
             if gate != 1.0:
                 x = x if here is None else _take(x, here)
                 y = x + gate * (y - x)
             x = y
         return x if self.norm is None else _normed(self.norm, x, self.ramp)
+
+    def _layer(self, layer: nn.Module, x: Tensor, mask: Tensor | None, asked: Tensor | None) -> Tensor:
+        if not (self.activation_checkpointing and torch.is_grad_enabled()):
+            return layer(x, mask, ramp=self.ramp, asked=asked)
+        # It restores torch's random state, from which every dropout comes.
+        return checkpoint(layer, x, mask, ramp=self.ramp, asked=asked, use_reentrant=False)
 
     def _gates(self) -> list[float]:
         """The gate of each depth; ValueError for a ramp that the model does not know."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -306,6 +307,7 @@ def test_padding_changes_nothing_with_a_ramp():
 
 def test_a_ramp_is_no_part_of_the_state():
     bert = Bert(small())
+    names = list(bert.state_dict())
     assert bert.ramp is None
     bert.ramp = random_ramp(bert.model)
     assert list(bert.state_dict()) == names
@@ -316,3 +318,28 @@ def test_a_ramp_is_no_part_of_the_state():
     bert.ramp = {"gate": torch.ones(3)}
     with pytest.raises(ValueError, match=r"shorter|longer"):
         bert(batch)
+
+
+def noted(sizes: list[int], tensor: Tensor) -> Tensor:
+    sizes.append(tensor.numel())
+    return tensor
+
+
+@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_activation_checkpointing_computes_the_same_and_keeps_less(model, dropout):
+    model = model.model_copy(update={"dropout": dropout, "attention_dropout": dropout})
+    batch = rows(model, seed=21)
+    found, kept = [], []
+    for again in (False, True):
+        bert = random_bert(model, seed=20, dtype=torch.float32).train()
+        bert.activation_checkpointing = again
+        sizes: list[int] = []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(partial(noted, sizes), lambda x: x):
+            loss = sum(bert(batch).values())
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad for parameter in bert.parameters())])
+        kept.append(sum(sizes))
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+    assert kept[1] < 0.7 * kept[0]

@@ -63,13 +63,29 @@ def prepare(
 
 
 @app.command(epilog="Example: growth-ds plan configs/run/bert-large-stack.yaml --ranks 8")
-def plan(config: Config, ranks: Ranks = 1, as_json: Json = False, sets: Sets = None) -> None:
-    """Show what a run costs and what each growth does. Needs no data and allocates nothing."""
+def plan(
+    config: Config,
+    ranks: Ranks = 1,
+    fit: Annotated[bool, typer.Option("--fit", help="Also try micro-batches here, by training steps.")] = False,
+    as_json: Json = False,
+    sets: Sets = None,
+) -> None:
+    """Show what a run costs and what each growth does. Needs no data and, without --fit, allocates nothing."""
     from growth_ds.config_file import load_run
     from growth_ds.planning import plan_run, print_plan
 
-    record = plan_run(load_run(config, sets or ()), ranks)
-    typer.echo(json.dumps(record, indent=1)) if as_json else print_plan(record)
+    run = load_run(config, sets or ())
+    record = plan_run(run, ranks)
+    if not as_json:
+        print_plan(record)
+    if fit:
+        from growth_ds.fit import fit_run, print_fit
+
+        record["fit"] = fit_run(run, ranks, say=lambda line: typer.echo(line, err=True))
+        if not as_json:
+            print_fit(record["fit"])
+    if as_json:
+        typer.echo(json.dumps(record, indent=1))
 
 
 @app.command(epilog="Example: growth-ds train configs/run/demo.yaml --ranks 2 --set stages.0.steps=50")

@@ -52,6 +52,7 @@ ROOMS["trainer"] = set(ROOMS) - {"interop"}
 ROOMS["launch"] = ROOMS["trainer"] | {"trainer"}
 ROOMS["offline"] = ROOMS["trainer"] | {"interop"}
 ROOMS["demo"] = ROOMS["launch"] | {"launch", "offline", "interop"}
+ROOMS["fit"] = ROOMS["trainer"]
 ROOMS["convert"] = ROOMS["offline"] | {"offline"}
 ROOMS["cli"] = set(ROOMS)
 ROOMS["__main__"] = {"cli"}

@@ -1,4 +1,4 @@
-"""How setup.py builds the fused ops: the CPU ones where there is a compiler, the CUDA ones where nvcc and a CUDA torch are.
+"""How setup.py builds the fused ops: CPU ones where there is a compiler, CUDA ones where nvcc and a CUDA torch are.
 
 An op is a folder of csrc (its README says what each file is for). Nothing here may stop an installation: without a
 compiler, or without a torch to build against, the package runs on the references, and `growth-ds doctor` says why.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from build_ops import CUDA_ARCHITECTURES, NVCC, kernels, nvcc  # noqa: E402
+from build_ops import CUDA_ARCHITECTURES, NVCC, kernels, nvcc
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)'")
 SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")

@@ -2,8 +2,8 @@
 
 Without bias, residual and dropout it is a plain LayerNorm, optionally with weighted statistics. z, the sum that is
 normalised, is kept for the backward (x itself where nothing is added); the dropout mask is not: it is a function of a
-seed (growth_ds/ops/philox.py). Statistics are those of z as it is kept, in its dtype. The gradients of gamma, beta and bias are
-summed in fp32 over blocks of rows whose number does not depend on the threads: the same bits on any number of them.
+seed (growth_ds/ops/philox.py). Statistics are those of z as it is kept, in its dtype. The gradients of gamma, beta and
+bias are summed in fp32 over blocks of rows whose number does not depend on the threads: the same bits on any number.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def bias_dropout_residual_layer_norm(
     """LayerNorm(residual + dropout(x + bias, p)) * gamma + beta over the last dimension.
 
     x, residual (..., H); bias, gamma, beta (H,), all of one dtype. p: probability of dropping, 0 in evaluation.
-    weights (H,) >= 0 of any scale: those of the elements in mean and variance. seed (1,) int64 on x's device: drawn from
-    torch's generator if not given. Returns (..., H).
+    weights (H,) >= 0 of any scale: those of the elements in mean and variance. seed (1,) int64 on x's device: drawn
+    from torch's generator if not given. Returns (..., H).
     """
     if not 0.0 <= p < 1.0:
         raise ValueError(f"dropout: p is {p}, not in [0, 1)")

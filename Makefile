@@ -1,6 +1,6 @@
 # make demo    set up, then watch a BERT grow (two CPU ranks, no data of yours, no network)
 # make test    set up, then the tests
-# make check   ruff, types, import rules
+# make check   ruff, types, import rules; CUDA kernels compile without spills (where nvcc is)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OPS := $(wildcard csrc/*.py csrc/*/*)
 
-.PHONY: demo ops test test-state test-faults test-large check format clean
+.PHONY: demo ops test test-state test-faults test-large test-gpu check format clean
 
 demo: $(READY)
 	$(BIN)/growth-ds demo
@@ -28,11 +28,16 @@ test-faults: $(READY)
 test-large: $(READY)
 	$(BIN)/python -m pytest -m large
 
+# The ops' CUDA kernels against the same references; needs a GPU and nvcc.
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
+	$(BIN)/python csrc/check_cuda.py
 
 # The fused ops alone, after a change in csrc.
 ops:

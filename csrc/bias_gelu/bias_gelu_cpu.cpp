@@ -1,3 +1,4 @@
+#include "../include/gelu_tail.h"
 #include "bias_gelu.h"
 
 namespace growth_ds::GROWTH_DS_ISA {
@@ -12,22 +13,12 @@ struct Gelu {
   Floats slope;  // dy/dx
 };
 
-// share = Phi(x), the normal distribution. Below 0 it is exp(-x^2 / 2) Q(-x), where Q(a) = erfcx(a / sqrt 2) / 2 is
-// t P(t), t = 1 / (1 + 0.34 a): P is fitted to 3.1e-8 of Q for a <= 14, so that the tail keeps its relative precision.
+// share = Phi(x), the normal distribution: below 0 its tail, which keeps its relative precision, else 1 - tail.
 GROWTH_DS_INLINE Gelu gelu_erf(Floats x) {
   const Floats size = (Floats)((Words)x & 0x7fffffffu);
   const Floats bell = exp_fast(x * x * -0.5f);
-  const Floats t = 1.0f / (size * 0.34f + 1.0f);
-  Floats p = splat(-0.02612045f);
-  p = p * t + 0.13949939f;
-  p = p * t - 0.27313254f;
-  p = p * t + 0.20218244f;
-  p = p * t - 0.04471829f;
-  p = p * t + 0.1153591f;
-  p = p * t + 0.11519768f;
-  p = p * t + 0.13611219f;
-  p = p * t + 0.1356205f;
-  const Floats tail = p * t * bell;
+  const Floats t = 1.0f / (size * GROWTH_DS_TAIL_STEP + 1.0f);
+  const Floats tail = GROWTH_DS_TAIL(t) * bell;
   const Floats share = select((Ints)(x > 0.0f), 1.0f - tail, tail);
   return {share, x * (bell * INV_SQRT_2PI) + share};
 }

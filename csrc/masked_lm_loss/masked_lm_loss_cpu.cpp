@@ -24,9 +24,9 @@ void one_row(T* logits, const float* bias, int64_t vocab, int64_t label, float s
   for (int64_t i = 0; i < whole; i += W) tops = larger(tops, load(logits + i) + load(bias + i));
   if (rest) tops = larger(tops, load_some(logits + whole, rest, LOWEST) + load_some(bias + whole, rest));
   const float top = largest(tops);
-  Floats sums = splat(0.0f);
-  for (int64_t i = 0; i < whole; i += W) sums += exp_fast(load(logits + i) + load(bias + i) - top);
-  float total = sum(sums);
+  Floats sums[4] = {};  // short chains round less
+  for (int64_t i = 0; i < whole; i += W) sums[i / W % 4] += exp_fast(load(logits + i) + load(bias + i) - top);
+  float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
   for (int64_t i = whole; i < vocab; ++i) total += std::exp(get(logits + i) + bias[i] - top);
   const float chosen = get(logits + label) + bias[label];
   *loss = std::log(total) + top - chosen;

@@ -79,7 +79,7 @@ setattr(_ready, "_dynamo_marked_constant", True)  # noqa: B010
 
 @functools.cache
 def _warn_once(kind: str) -> None:
-    warnings.warn(f"fused {kind} ops: {missing(kind)}; slower references are used (growth-ds doctor)", stacklevel=3)
+    warnings.warn(f"fused {kind} ops: {missing(kind)}; slower references are used (growth-ds doctor)", stacklevel=4)
 
 
 def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OPS := $(wildcard csrc/*.py csrc/*/*)
 
-.PHONY: demo ops test test-state test-faults test-large test-gpu check format clean
+.PHONY: demo ops test test-state test-faults test-large test-gpu bench bench-gpu check format clean
 
 demo: $(READY)
 	$(BIN)/growth-ds demo
@@ -31,6 +31,19 @@ test-large: $(READY)
 # The ops' CUDA kernels against the same references; needs a GPU and nvcc.
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+# Speed beside the peers, on this machine's processor; the better part of an hour, and nothing else may run beside it.
+bench: $(READY)
+	$(BIN)/python benchmarks/train_throughput.py --device cpu --json benchmarks/results/train_throughput.json
+	$(BIN)/python benchmarks/ops.py --device cpu --json benchmarks/results/ops.json
+	$(BIN)/python benchmarks/data.py --json benchmarks/results/data.json
+	$(BIN)/python benchmarks/scaling.py --json benchmarks/results/scaling.json
+	$(BIN)/python benchmarks/step_profile.py --json benchmarks/results/step_profile.json
+	$(BIN)/python benchmarks/fused_curves.py --json benchmarks/results/fused_curves.json
+
+# The same on a GPU: its own environment, the CUDA ops built and tested first; within nine minutes (WHEELS, OUT: see it).
+bench-gpu:
+	bash benchmarks/gpu.sh
 
 check: $(READY)
 	$(BIN)/ruff check .

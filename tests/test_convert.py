@@ -225,9 +225,9 @@ def test_no_file_runs_anything(tmp_path):
         whole = file.read_bytes()
         for thing, name in cases:
             torch.save({"optimizer_state_dict": thing, "param": thing}, file)
-            started = time.perf_counter()
+            started = time.process_time()
             line = refused(f"{file.name}: asks for {name}", folder, tmp_path / "out", model=TINY)
-            assert time.perf_counter() - started < 1
+            assert time.process_time() - started < 1
             assert str(file) in line
             assert "nothing of it was run" in line
             assert not marker.exists()

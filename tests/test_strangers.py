@@ -10,8 +10,6 @@ import os
 import pickle
 import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -21,61 +19,27 @@ import pytest
 
 from growth_ds.checkpoint import MANIFEST
 from tests.checkpoints import TINY, rewrite, small_tokenizer, write_by_two, write_random
+from tests.small_child import Child
 
-ROOT = Path(__file__).resolve().parents[1]
-SECONDS, BYTES = 1.0, 2 << 30
-"""Of one check, on the processor; of address space beyond what was there before."""
-CHILD = """
-import json, resource, sys, time
-from pathlib import Path
-
+WAYS = """
 from growth_ds import inspection, offline
 from growth_ds.checkpoint import Checkpoint, open_verified
 from growth_ds.errors import UserError
 
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + {bytes},) * 2)
-for line in sys.stdin:
-    path, answers, slowest = Path(json.loads(line)), [], 0.0
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for use in (open_verified, offline.find_checkpoint, lambda path: inspection.inspect(path, True, True),
-                lambda path: Checkpoint(path).digest()):
-        started = time.process_time()
-        try:
-            use(path)
-            answers.append("")
-        except UserError as error:
-            answers.append(str(error))
-        slowest = max(slowest, time.process_time() - started)
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    print(json.dumps([answers, slowest, grown]), flush=True)
+WAYS = {
+    "open": open_verified,
+    "find": offline.find_checkpoint,
+    "inspect": lambda path: inspection.inspect(path, True, True),
+    "digest": lambda path: Checkpoint(path).digest(),
+}
 """
 
 
 @pytest.fixture(scope="module")
 def child():
-    """Opens a checkpoint in every way; gives what was said, the seconds and the memory that it took."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD.replace("{bytes}", str(BYTES))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-
-    def ask(path: Path) -> list[str]:
-        process.stdin.write(json.dumps(str(path)) + "\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
-        assert answer, "the child died"
-        answers, seconds, grown = json.loads(answer)
-        assert seconds < SECONDS
-        assert grown < 200 << 20
-        return answers
-
-    yield ask
-    process.kill()
-    process.wait()
+    """Opens a checkpoint in every way; gives what was said."""
+    with Child(WAYS, grown=200 << 20) as process:
+        yield process.ask
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ class Rigid:
 
     def __init__(self, tag: Path, file: Path, model: dict[str, Any], ranks: int) -> None:
         self.path, self._file, self.ranks = tag, file, ranks
-        self.global_steps = as_count(model.get("global_steps", 0), "global_steps")
+        self.global_steps: int = model["global_steps"]
         self.integer_steps = False
         """Whether Adam's count was saved as an int, as DeepSpeed's own Adam does, and not as a tensor."""
         self.aliases: dict[str, str] = dict(model.get("shared_params") or {})
@@ -211,7 +211,7 @@ def open_rigid(path: Path) -> Rigid:
     model = load_dict(file)
     with laid_out(file):
         ranks = as_count(model["dp_world_size"], "dp_world_size", 1, MOST_RANKS)
-        as_count(model.get("global_steps", 0), "global_steps")  # here for the name of its file
+        model["global_steps"] = as_count(model.get("global_steps", 0), "global_steps")
         _check_options(file, model)
         if model.get("param_shapes") is None:
             return _Whole(tag, file, model, ranks)

@@ -1,4 +1,4 @@
-"""A run with a growth by every recipe: 30 steps, the growth, 100 steps; how far any weight moves in a step.
+"""A run with a growth by every recipe: 30 steps, the growth, AFTER steps; how far any weight moves in a step.
 
 The steps before the growth are those of one run for each source model. What is asserted of the figures that the cases
 note stands in test_recipes.py, so that one recipe that fails leaves the others to be judged.
@@ -22,6 +22,7 @@ from tests.distributed.growing import (
     HALF,
     RAMP,
     SOURCES,
+    UNGROWN,
     Growth,
     losses,
     metrics,
@@ -40,7 +41,7 @@ sources: dict[str, tuple[Any, Any]] = {}
 def _ungrown(name: str, model: str, **changes: Any) -> None:
     """130 steps of one model; what its largest update is after the first 30."""
     recorder = Recorder(skip=BEFORE)
-    code, _ = train(run_of(name, model, None, model=changes), name, recorder=recorder)
+    code, _ = train(run_of(name, model, None, model=changes, after=UNGROWN), name, recorder=recorder)
     assert code == FINISHED
     note(name, **recorder.figures())
 

@@ -14,7 +14,7 @@ from typing import Any
 from growth_ds.run_folder import RunFolder
 from growth_ds.trainer import FINISHED, STOPPED
 from tests.distributed.corpus import folder
-from tests.distributed.growing import GROWTHS, SOURCES, Growth, note, plant, run_of, train
+from tests.distributed.growing import AFTER, GROWTHS, SOURCES, UNGROWN, Growth, note, plant, run_of, train
 from tests.distributed.update_size import Recorder
 
 LONG, LATE, RATE = 300, 10_000, 4e-4
@@ -29,12 +29,12 @@ def _source(name: str) -> None:
     recorder = Recorder(skip=LONG)
     assert train(run, f"long-{name}", stop_after=LONG, recorder=recorder)[0] == STOPPED
     sources[name] = RunFolder(folder() / f"long-{name}").newest(), recorder.seen
-    _grows(f"late-ungrown-{name}", Growth({}, True, {"recipe": "identity"}, name))
+    _grows(f"late-ungrown-{name}", Growth({}, True, {"recipe": "identity"}, name), UNGROWN)
 
 
-def _grows(name: str, growth: Growth, **policy: Any) -> None:
+def _grows(name: str, growth: Growth, after: int = AFTER, **policy: Any) -> None:
     growth = dataclasses.replace(growth, grow={**growth.grow, **policy})
-    run = run_of(name, growth.source, growth, before=LONG, lr=RATE)
+    run = run_of(name, growth.source, growth, before=LONG, after=after, lr=RATE)
     checkpoint, seen = _with_nsp(growth) if "nsp" in growth.to else sources[growth.source]
     plant(run, name, checkpoint, LATE)
     recorder = Recorder(seen)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from growth_ds.config import Run
 from growth_ds.data.corpus import Document
@@ -27,6 +31,16 @@ def make_store(path: Path) -> Path:
     valid = [Document(f"valid-{i}", "\n".join(sentences(12, seed=1000 + i))) for i in range(6)]
     prepare([], path, documents=(train, valid), vocab_size=120, workers=1, progress=False)
     return path
+
+
+@contextmanager
+def own_folder(store: Path, factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder of runs for the ranks that are started inside, with the store that all tests share."""
+    path = factory.mktemp(name)
+    (path / "store").symlink_to(store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(path))
+        yield path
 
 
 def small_run(name: str = "small", steps: tuple[int, ...] = (20, 20), **changes: Any) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,14 @@ from tests.distributed.cases_runs import StopAfter
 from tests.distributed.corpus import folder
 from tests.distributed.update_size import Recorder
 
-BEFORE, AFTER, RAMP = 30, 100, 40
-"""Steps before the growth and after it, and of a ramp."""
+LONG = "GROWTH_DS_LONG_RUNS"
+"""Environment variable: runs of the length of which figures are published (benchmarks/update_size.py)."""
+BEFORE = 30
+"""Steps before the growth."""
+AFTER, RAMP = (100, 40) if LONG in os.environ else (40, 20)
+"""Steps after it, and of a ramp: what a growth does to updates is seen in the first ones and while a ramp moves."""
+UNGROWN = 100
+"""Steps of a run without a growth in the place of AFTER: its largest update, to compare with, needs that many."""
 HALF = BEFORE + RAMP // 2
 """The step in the middle of a ramp."""
 BETAS = (0.9, 0.999)
@@ -101,9 +108,10 @@ def run_of(
     grown: Growth | None,
     before: int = BEFORE,
     model: dict[str, Any] | None = None,
+    after: int = AFTER,
     **optim: Any,
 ) -> Run:
-    """`before` steps of a source model (or one changed by `model`) and 100 of what it grows into, or as many in one.
+    """`before` steps of a source model (or one changed by `model`), `after` of what it grows into, or as many in one.
 
     Learning rate constant after a short warm-up, no weight decay.
     """
@@ -113,9 +121,9 @@ def run_of(
     stage = {"length": 16, "batch": {"global": 8, "micro": 4}, "steps": before}
     stages = [{**stage, "model": model}]
     if grown is None:
-        stages[0]["steps"] = before + AFTER
+        stages[0]["steps"] = before + after
     else:
-        stages.append({**stage, "model": grown.to, "length": grown.length, "grow": grown.grow, "steps": AFTER})
+        stages.append({**stage, "model": grown.to, "length": grown.length, "grow": grown.grow, "steps": after})
     tree = {
         "name": name,
         # One chunk for all, so that all read the same stream of tokens.

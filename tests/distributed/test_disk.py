@@ -17,9 +17,10 @@ from growth_ds.run_folder import RunFolder
 from growth_ds.saving import Saver
 from tests.checkpoints import TINY, write_random
 from tests.cli import growth_ds
-from tests.distributed.corpus import FOLDER, make_store, small_run
+from tests.distributed.corpus import own_folder, small_run
 from tests.distributed.test_launchers import LIMIT_S, environment, losses
 from tests.engine.distributed_cases import case_names, check, run_cases
+from tests.ranks import forked
 
 CASES = "tests.distributed.cases_disk"
 
@@ -43,11 +44,8 @@ def can_mount(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(can_mount, tmp_path_factory):
-    path = tmp_path_factory.mktemp("disks")
-    make_store(path / "store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(FOLDER, str(path))
+def results(can_mount, store, tmp_path_factory):
+    with own_folder(store, tmp_path_factory, "disks"):
         return run_cases(CASES, ranks=2, limit_s=300)
 
 
@@ -66,16 +64,24 @@ def disk(can_mount, tmp_path):
     subprocess.run(["umount", "-l", str(path)], check=True)
 
 
-def test_the_command_on_a_full_disk(disk, tmp_path, store):
-    """Exit code 2 and one line; with more room the same command ends with the losses of a run that had it."""
+@pytest.fixture
+def command(tmp_path, store):
+    """`growth_ds train` of six steps with a checkpoint after every second one, but for the run's folder."""
     config = tmp_path / "six.yaml"
     config.write_text(dump_run(small_run("six", steps=(6,), checkpoint={"every": 2})))
-    command = [sys.executable, "-m", "growth_ds", "train", str(config), "--ranks", "2", "--run-dir", str(disk / "run")]
+    return ["growth_ds", "train", str(config), "--resume", "auto", "--run-dir"]
 
-    def start() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT_S)
 
-    full = start()
+def _forked(command: list[str], ranks: int, log: Path) -> tuple[list[int | None], str]:
+    """Exit code of every rank, what rank 0 printed."""
+    codes = forked().run(command, ranks, log, LIMIT_S)
+    return codes, log.with_name(f"{log.name}.0").read_text()
+
+
+def test_the_command_on_a_full_disk(disk, tmp_path, command):
+    """Exit code 2 and one line; with more room the same command ends with the losses of a run that had it."""
+    argv = [sys.executable, "-m", *command, str(disk / "run"), "--ranks", "2"]
+    full = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=LIMIT_S)
     assert full.returncode == 2, full.stdout + full.stderr
     [line] = full.stderr.splitlines()
     assert "step-00000004-stage-0" in line
@@ -85,32 +91,29 @@ def test_the_command_on_a_full_disk(disk, tmp_path, store):
     assert newest.facts["step"] == 2
     assert [path.name for path in newest.path.parent.glob(".*")] == []
     subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
-    again = start()
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "going on from step 2 of 6" in again.stdout
-    command[-1] = str(tmp_path / "roomy")
-    assert start().returncode == 0
+    codes, said = _forked([*command, str(disk / "run")], 2, tmp_path / "again")
+    assert codes == [0, 0], said
+    assert "going on from step 2 of 6" in said
+    codes, said = _forked([*command, str(tmp_path / "roomy")], 2, tmp_path / "roomy-log")
+    assert codes == [0, 0], said
     assert losses(disk / "run") == pytest.approx(losses(tmp_path / "roomy"), abs=1e-6)
 
 
-def test_the_command_goes_on_from_the_newest_whole_checkpoint(tmp_path, store):
+def test_the_command_goes_on_from_the_newest_whole_checkpoint(tmp_path, command):
     """A flipped byte in the last one: named, and the steps after the one before it are computed again."""
-    config, folder = tmp_path / "six.yaml", RunFolder(tmp_path / "run")
-    config.write_text(dump_run(small_run("six", steps=(6,), checkpoint={"every": 2})))
-    command = [sys.executable, "-m", "growth_ds", "train", str(config), "--run-dir", str(folder.path), "--resume"]
-    said = []
-    for _ in range(2):
-        done = subprocess.run([*command, "auto"], env=environment(), capture_output=True, text=True, timeout=LIMIT_S)
-        assert done.returncode == 0, done.stdout + done.stderr
+    folder, seen = RunFolder(tmp_path / "run"), []
+    for start in range(2):
+        codes, said = _forked([*command, str(folder.path)], 1, tmp_path / f"log-{start}")
+        assert codes == [0], said
         newest = open_verified(folder.checkpoint_path(6, 0))
-        said.append((done.stdout, losses(folder.path), newest.digest()))
+        seen.append((said, losses(folder.path), newest.digest()))
         damaged = folder.checkpoint_path(6, 0) / "rank-00000.safetensors"
         data = bytearray(damaged.read_bytes())
         data[-7] ^= 16
         damaged.write_bytes(data)
-    assert f"{damaged}: damaged in {newest.manifest.spans()[damaged.name][-1][3]} (" in said[1][0]
-    assert "falling back to an older checkpoint\ngoing on from step 4 of 6" in said[1][0]
-    assert said[1][1:] == said[0][1:], "the same losses, and the same state"
+    assert f"{damaged}: damaged in {newest.manifest.spans()[damaged.name][-1][3]} (" in seen[1][0]
+    assert "falling back to an older checkpoint\ngoing on from step 4 of 6" in seen[1][0]
+    assert seen[1][1:] == seen[0][1:], "the same losses, and the same state"
 
 
 def test_lines_are_whole_or_not_there(disk):

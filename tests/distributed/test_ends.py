@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.distributed.corpus import FOLDER, make_store
+from tests.distributed.corpus import own_folder
 from tests.engine.distributed_cases import case_names, check, run_cases
 
 CASES = "tests.distributed.cases_ends"
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    path = tmp_path_factory.mktemp("ends")
-    make_store(path / "store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(FOLDER, str(path))
+def results(store, tmp_path_factory):
+    with own_folder(store, tmp_path_factory, "ends"):
         return run_cases(CASES, ranks=2, limit_s=300)
 
 

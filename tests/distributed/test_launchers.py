@@ -19,6 +19,7 @@ from growth_ds.config_file import dump_run
 from growth_ds.engine.distributed import free_port
 from growth_ds.run_folder import RunFolder
 from tests.distributed.corpus import small_run
+from tests.ranks import forked
 
 BIN = Path(sys.executable).parent
 LIMIT_S = 180
@@ -46,9 +47,8 @@ def expected(tmp_path_factory, store):
     """Losses of the ten steps on one rank without any launcher."""
     folder = tmp_path_factory.mktemp("plain")
     (folder / "ten.yaml").write_text(dump_run(small_run("ten", steps=(5, 5))))
-    command = [sys.executable, "-m", "growth_ds", "train", str(folder / "ten.yaml"), "--run-dir", str(folder / "run")]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT_S)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = ["growth_ds", "train", str(folder / "ten.yaml"), "--run-dir", str(folder / "run")]
+    assert forked().run(command, 1, folder / "log", LIMIT_S) == [0], (folder / "log.0").read_text()
     return losses(folder / "run")
 
 

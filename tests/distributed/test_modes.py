@@ -6,16 +6,15 @@ import pytest
 
 from growth_ds.growth.recipes import RECIPES
 from tests.distributed.cases_modes import STAGES
-from tests.distributed.corpus import FOLDER
+from tests.distributed.corpus import own_folder
 from tests.engine.distributed_cases import case_names, check, run_cases
 
 CASES = "tests.distributed.cases_modes"
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:  # the other tests' store has its own folder in the same variable
-        patch.setenv(FOLDER, str(tmp_path_factory.mktemp("modes")))
+def results(store, tmp_path_factory):
+    with own_folder(store, tmp_path_factory, "modes"):
         return run_cases(CASES, ranks=2, limit_s=400)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from growth_ds.growth.recipes import RECIPES
 from tests.distributed.cases_spike import OTHERS
-from tests.distributed.corpus import FOLDER, make_store
+from tests.distributed.corpus import own_folder
 from tests.distributed.growing import AFTER, BEFORE, GROWTHS, RAMP, noted
 from tests.engine.distributed_cases import case_names, check, run_cases
 
@@ -20,22 +20,19 @@ OTHER_CASES = ("other_sources", *OTHERS)
 SPIKE_CASES = [name for name in case_names(SPIKE) if name not in OTHER_CASES]
 
 
-def _run(module, names, tmp_path_factory, limit_s):
-    path = tmp_path_factory.mktemp("recipes")
-    make_store(path / "store")
-    with pytest.MonkeyPatch.context() as patch:  # the other tests' store has its own folder in the same variable
-        patch.setenv(FOLDER, str(path))
+def _run(module, names, store, tmp_path_factory, limit_s):
+    with own_folder(store, tmp_path_factory, "recipes") as path:
         return run_cases(module, ranks=2, names=names, limit_s=limit_s), noted(path)
 
 
 @pytest.fixture(scope="module")
-def recipes(tmp_path_factory):
-    return _run(CASES, RUN_CASES, tmp_path_factory, 600)
+def recipes(store, tmp_path_factory):
+    return _run(CASES, RUN_CASES, store, tmp_path_factory, 600)
 
 
 @pytest.fixture(scope="module")
-def spike(tmp_path_factory):
-    return _run(SPIKE, SPIKE_CASES, tmp_path_factory, 300)
+def spike(store, tmp_path_factory):
+    return _run(SPIKE, SPIKE_CASES, store, tmp_path_factory, 300)
 
 
 def _ratio(figures, name, ungrown):
@@ -90,8 +87,8 @@ def test_zero_moments_spike_and_carried_ones_do_not(spike):
 
 
 @pytest.mark.slow
-def test_late_growth_by_every_recipe(tmp_path_factory):
-    results, figures = _run(SPIKE, None, tmp_path_factory, 900)
+def test_late_growth_by_every_recipe(store, tmp_path_factory):
+    results, figures = _run(SPIKE, None, store, tmp_path_factory, 900)
     for name in case_names(SPIKE):
         check(results, name)
     ratios = {name: _ratio(figures, f"late-{name}", f"late-ungrown-{GROWTHS[name].source}") for name in OTHERS}

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.distributed.corpus import FOLDER, make_store
+from tests.distributed.corpus import own_folder
 from tests.engine.distributed_cases import case_names, check, run_cases
 
 TWO, ONE = "tests.distributed.cases_runs", "tests.distributed.cases_one_rank"
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs")
-    make_store(path / "store")
-    with pytest.MonkeyPatch.context() as patch:  # the other tests' store has its own folder in the same variable
-        patch.setenv(FOLDER, str(path))
+def results(store, tmp_path_factory):
+    with own_folder(store, tmp_path_factory, "runs"):
         two = run_cases(TWO, ranks=2, limit_s=400)
         return {**two, **run_cases(ONE, ranks=1, limit_s=200)}
 

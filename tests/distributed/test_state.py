@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.cases_state_moves import ALL, FEW, MATRIX, OTHERS, PLACES, groups_for
-from tests.distributed.corpus import FOLDER
+from tests.distributed.corpus import own_folder
 from tests.distributed.state_matrix import GROWTHS, Move, noted
 from tests.engine.distributed_cases import check, run_cases
 
@@ -24,11 +24,8 @@ CASE_S = 8
 
 
 def _run(moves, store, tmp_path_factory):
-    path = tmp_path_factory.mktemp("state")
-    (path / "store").symlink_to(store)
     results, started = {}, time.monotonic()
-    with pytest.MonkeyPatch.context() as patch:  # the other tests' store has its own folder in the same variable
-        patch.setenv(FOLDER, str(path))
+    with own_folder(store, tmp_path_factory, "state") as path:
         for ranks, names in groups_for(moves):
             results |= run_cases(CASES, ranks=ranks, names=names, limit_s=120 + CASE_S * len(names))
             if any(results.values()):

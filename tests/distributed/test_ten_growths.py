@@ -13,7 +13,7 @@ CASES = "tests.distributed.cases_ten_growths"
 def results():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MALLOC_ARENA_MAX", "1")
-        return run_cases(CASES, ranks=2, limit_s=400)
+        return run_cases(CASES, ranks=2, limit_s=400, fresh=True)
 
 
 @pytest.mark.parametrize("name", case_names(CASES))

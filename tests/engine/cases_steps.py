@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import time
 
 import pytest
 import torch
@@ -254,8 +255,21 @@ def case_ten_engines_leave_nothing():
             engine.close()
             del engine
             assert live_engines() == 0, (stage, precision)
-            counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+            counts.append(_tensors(min(counts, default=math.inf)))
         assert counts[-1] <= counts[1], (stage, counts)
+
+
+def _tensors(most: float) -> int:
+    """Tensors that live; more than `most` are counted again for a while.
+
+    A thread of gloo may let go of those of the last collective a moment after it.
+    """
+    for _ in range(40):
+        count = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+        if count <= most:
+            break
+        time.sleep(0.05)
+    return count
 
 
 def case_module_is_plain_after_close():

@@ -23,10 +23,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+import torch
+
+from tests.ranks import ROOT, forked
+
 TIMEOUT_S = 60  # of one collective: a rank left alone fails then
 
 
@@ -35,32 +39,45 @@ def case_names(module: str) -> list[str]:
     return [name.removeprefix("case_") for name in vars(importlib.import_module(module)) if name.startswith("case_")]
 
 
-def run_cases(module: str, ranks: int, names: list[str] | None = None, limit_s: float = 240) -> dict[str, str]:
-    """Case name -> "" or what went wrong on which rank. Starts `ranks` processes and waits for them."""
+def run_cases(
+    module: str, ranks: int, names: list[str] | None = None, limit_s: float = 240, fresh: bool = False
+) -> dict[str, str]:
+    """Case name -> "" or what went wrong on which rank. Starts `ranks` processes and waits for them.
+
+    They are forked from one that has imported everything. `fresh`: they are processes from the start instead, for
+    cases about a process itself; so is every rank where there is a GPU, which does not survive a fork.
+    """
+    names = names or case_names(module)
+    with tempfile.TemporaryDirectory() as out:
+        command = ["tests.engine.distributed_cases", module, out, *names]
+        if fresh or torch.cuda.is_available():
+            _run_fresh(command, ranks, Path(out), limit_s)
+        else:
+            forked().run(command, ranks, Path(out, "log"), limit_s)
+        return {name: _outcome(Path(out), name, ranks) for name in names}
+
+
+def _run_fresh(command: list[str], ranks: int, out: Path, limit_s: float) -> None:
     from growth_ds.engine.distributed import free_port
 
-    names = names or case_names(module)
-    port = str(free_port())
-    with tempfile.TemporaryDirectory() as out:
-        processes = []
-        for rank in range(ranks):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-            env = {**os.environ, **{key: str(value) for key, value in place.items()}}
-            env["OMP_NUM_THREADS"] = "1"  # tiny matrices: a second thread only waits, 20 times longer on a busy machine
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
-            command = [sys.executable, "-m", "tests.engine.distributed_cases", module, out, *names]
-            with open(Path(out) / f"log.{rank}", "w") as log:
-                processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT))
-        try:
-            for process in processes:
-                process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        return {name: _outcome(Path(out), name, ranks) for name in names}
+    port, processes, until = str(free_port()), [], time.monotonic() + limit_s
+    for rank in range(ranks):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        env = {**os.environ, **{key: str(value) for key, value in place.items()}}
+        env["OMP_NUM_THREADS"] = "1"  # tiny matrices: a second thread only waits, 20 times longer on a busy machine
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
+        with open(out / f"log.{rank}", "w") as log:
+            argv = [sys.executable, "-m", *command]
+            processes.append(subprocess.Popen(argv, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT))
+    try:
+        for process in processes:
+            process.wait(max(0.1, until - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def _outcome(out: Path, name: str, ranks: int) -> str:

@@ -1,6 +1,9 @@
 """A rank for test_launch.py: steps with an all-reduce of its stop flag, saves when stopped, ends as it is told.
 
 python -m tests.engine.fake_rank OUT HOW      OUT: folder for marks; HOW: done, user, crash, steps, stuck (never saves)
+
+Its mark `saved.R` says why rank R stopped: the reason of its own flag, AGREED where it learned of the stop from the
+others, nothing where it came to its end.
 """
 
 from __future__ import annotations
@@ -15,6 +18,10 @@ import torch.distributed as dist
 from growth_ds.engine import distributed
 from growth_ds.engine.reports import DONE, STOPPED, USER_ERROR, report_exit
 from growth_ds.engine.signals import StopFlag
+
+AGREED = "agreed"
+LONG_S = 600.0
+"""Longer than any test waits."""
 
 
 def main() -> int:
@@ -34,14 +41,14 @@ def main() -> int:
         if how == "crash" and info.rank == 1:
             raise RuntimeError("rank 1 breaks")
         if how == "crash":
-            time.sleep(120)
+            time.sleep(LONG_S)
         if how == "stuck":
             _stay(flag, out / f"asked.{info.rank}")
         if how == "user":
             distributed.barrier()
             report_exit(USER_ERROR)
             return USER_ERROR
-        (out / f"saved.{info.rank}").write_text(flag.reason if stopped else "")
+        (out / f"saved.{info.rank}").write_text(flag.reason or AGREED if stopped else "")
         distributed.barrier()
         report_exit(STOPPED if stopped else DONE, reason=flag.reason)
         dist.destroy_process_group()
@@ -49,7 +56,7 @@ def main() -> int:
 
 
 def _stay(flag: StopFlag, mark: Path) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + LONG_S
     while time.monotonic() < end:
         if flag:
             mark.write_text(flag.reason)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
-import os
 import struct
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -17,62 +13,32 @@ import torch
 from growth_ds.engine.ds_files import load
 from tests.checkpoints import TINY, random_states
 from tests.deepspeed_folders import write_zero3
+from tests.small_child import Child
 
-ROOT = Path(__file__).resolve().parents[2]
-SECONDS, BYTES = 1.0, 2 << 30
-"""Of one file, on the processor; of address space beyond what was there before."""
-CHILD = """
-import json, resource, sys, time
-from pathlib import Path
-
+WAYS = """
 from growth_ds.convert import convert
 from growth_ds.engine.ds_files import load
 from growth_ds.errors import UserError
 from growth_ds.interop.tensor_files import TensorFiles
 
-ways = {"load": load, "weights": TensorFiles}
-ways["convert"] = lambda path: convert(
+WAYS = {"load": load, "weights": TensorFiles}
+WAYS["convert"] = lambda path: convert(
     path, path.with_name("out"), to="universal", model=None, zero=2, force=False, tokenizer=None
 )
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + {bytes},) * 2)
-for line in sys.stdin:
-    way, path = json.loads(line)
-    before, started, answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), ""
-    try:
-        ways[way](Path(path))
-    except UserError as error:
-        answer = str(error)
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    print(json.dumps([answer, time.process_time() - started, grown]), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def child():
     """Opens a file or folder in one of three ways; gives what was said ("" for nothing)."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD.replace("{bytes}", str(BYTES))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
+    with Child(WAYS, grown=50 << 20) as process:
 
-    def ask(way: str, path: Path) -> str:
-        process.stdin.write(json.dumps([way, str(path)]) + "\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-        assert line, "the child died"
-        answer, seconds, grown = json.loads(line)
-        assert seconds < SECONDS
-        assert grown < 50 << 20
-        assert "\n" not in answer
-        return answer
+        def ask(way: str, path: Path) -> str:
+            [answer] = process.ask(path, way)
+            assert "\n" not in answer
+            return answer
 
-    yield ask
-    process.kill()
-    process.wait()
+        yield ask
 
 
 def packed(data: bytes, method: int = zipfile.ZIP_STORED, at: int = 0, storages: int = 1) -> tuple[bytes, int]:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from growth_ds.engine.distributed import free_port
@@ -40,8 +41,16 @@ from growth_ds.engine.signals import StopFlag, leaving_if_stuck
 
 with StopFlag() as stop, leaving_if_stuck(stop, float(sys.argv[1])):
     print("ready", flush=True)
-    distributed.init_distributed(60)
+    distributed.init_distributed(600)
 """
+
+
+def _wait_until_it_listens(pid: int) -> None:
+    """Rank 0 has opened the port to which the others are to come."""
+    end = time.monotonic() + 120
+    while not any(each.status == psutil.CONN_LISTEN for each in psutil.Process(pid).net_connections("tcp")):
+        assert time.monotonic() < end, "the rank never listened"
+        time.sleep(0.1)
 
 
 def test_a_rank_that_waits_for_a_dead_one_can_be_stopped():
@@ -52,11 +61,10 @@ def test_a_rank_that_waits_for_a_dead_one_can_be_stopped():
     rank = subprocess.Popen(command, env={**os.environ, **place}, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert rank.stdout.readline() == "ready\n"
-        time.sleep(12)  # the imports: by then it waits in torch, where Python runs no handler
-        started = time.monotonic()
+        _wait_until_it_listens(rank.pid)
+        time.sleep(1.0)  # by then it waits in torch, where Python runs no handler
         rank.send_signal(signal.SIGTERM)
-        assert rank.wait(20) == STOPPED
-        assert time.monotonic() - started < 10
+        assert rank.wait(60) == STOPPED
     finally:
         rank.kill()
         rank.communicate()

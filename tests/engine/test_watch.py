@@ -15,15 +15,16 @@ from growth_ds.engine import watch
 from growth_ds.engine.distributed import free_port
 from growth_ds.engine.watch import Watch
 from tests.engine.distributed_cases import ROOT
-from tests.engine.watched_rank import LET_FINISH
+from tests.engine.watched_rank import LET_FINISH, LONG_S
 
 RANKS = 3
-LIMIT_S = 20.0
-"""Seconds that the survivors may take, the start of three processes included; they would wait for 60."""
+LIMIT_S = 120.0
+"""Seconds that the survivors may take, the start of three processes included; they would wait for LONG_S."""
+assert LIMIT_S < LONG_S
 
 
 def run_ranks(how: str, dies: int = RANKS - 1) -> list[tuple[int, str]]:
-    """(exit code, output) of every rank."""
+    """(exit code, output) of every rank; fails for one that is still there after LIMIT_S."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(RANKS)}
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DIES": str(dies), **place}
     command, pipe = [sys.executable, "-m", "tests.engine.watched_rank", how], subprocess.PIPE
@@ -31,7 +32,7 @@ def run_ranks(how: str, dies: int = RANKS - 1) -> list[tuple[int, str]]:
         subprocess.Popen(command, env={**env, "RANK": str(rank)}, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
         for rank in range(RANKS)
     ]
-    until, found = time.monotonic() + LIMIT_S + 20, []
+    until, found = time.monotonic() + LIMIT_S, []
     try:
         for process in processes:
             out, err = process.communicate(timeout=max(0.1, until - time.monotonic()))
@@ -44,10 +45,7 @@ def run_ranks(how: str, dies: int = RANKS - 1) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("dies", [0, RANKS - 1])
 def test_a_killed_rank_ends_those_that_wait_for_it_outside_a_collective(dies):
-    started = time.monotonic()
-    ranks = run_ranks("killed", dies)
-    assert time.monotonic() - started < LIMIT_S
-    for rank, (code, text) in enumerate(ranks):
+    for rank, (code, text) in enumerate(run_ranks("killed", dies)):
         assert code == (-9 if rank == dies else 1), text
         # the store of addresses dies with rank 0, and those that wait for it find out by themselves
         assert rank == dies or f"rank {dies} is gone" in text or (dies == 0 and "DistNetworkError" in text), text

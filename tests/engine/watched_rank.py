@@ -15,7 +15,7 @@ from growth_ds.engine import distributed, watch
 from growth_ds.engine.watch import Watch
 from growth_ds.errors import UserError
 
-LONG_S = 60.0
+LONG_S = 240.0
 """How long ranks wait for nothing: whoever tests them waits less."""
 LET_FINISH = "was let finish"
 
@@ -29,8 +29,10 @@ def main(how: str) -> None:
         assert watching._thread is not None
         distributed.barrier()
         print("in", flush=True)
-        if is_first and how in ("killed", "raises", "cleans"):
-            time.sleep(1.0)  # the others may still be in the barrier, which would fail by itself
+        if how == "cleans" and not is_first:
+            watching.leaving()
+        if how in ("killed", "raises", "cleans"):
+            _leave_barrier(is_first)
         if how == "killed" and is_first:
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "killed":  # not in a collective: a group waits for the address of the dead one
@@ -42,7 +44,6 @@ def main(how: str) -> None:
         if how == "cleans" and is_first:
             raise RuntimeError("an accident")
         if how == "cleans":
-            watching.leaving()
             time.sleep(1.0 + 4 * watch.GRACE_S)
             print(LET_FINISH, flush=True)
         if how == "stops" and not is_first:
@@ -54,6 +55,17 @@ def main(how: str) -> None:
                 error.on_all_ranks = True
                 raise error
             time.sleep(4 * watch.GRACE_S)
+
+
+def _leave_barrier(is_first: bool) -> None:
+    """The one that is to die waits until the others are out of the barrier, which would fail by itself."""
+    store = dist.distributed_c10d._get_default_store()
+    if not is_first:
+        store.add("out", 1)
+        return
+    while store.add("out", 0) < distributed.world_size() - 1:
+        time.sleep(0.05)
+    time.sleep(1.0)  # they go on to what they wait for
 
 
 if __name__ == "__main__":

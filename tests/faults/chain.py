@@ -8,7 +8,6 @@ Ways to die, all SIGKILL:
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -18,7 +17,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -27,40 +25,13 @@ from growth_ds.config import Run
 from growth_ds.config_file import dump_run
 from growth_ds.faults import POINTS
 from growth_ds.run_folder import RunFolder
+from tests.ranks import ROOT, Ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 EVERY, BOUNDARY, STEPS = 3, 7, 14
 """Steps between checkpoints, before the growth, and in all."""
 LIMIT_S = 240.0
 """What dies or ends must be gone by then: a rank left alone by another one too."""
 RANKS = 2
-
-
-class Ranks:
-    """The process of tests/faults/ranks.py."""
-
-    def __init__(self) -> None:
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.faults.ranks"]
-        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, env=env, cwd=ROOT, text=True, bufsize=1, **pipes)
-        assert "ready" in self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, "the process that forks ranks has died"
-        return dict(json.loads(line))
-
-    def ask(self, **order: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        print(json.dumps(order), file=self.process.stdin)
-        return self._answer()
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(30)
 
 
 @dataclass(frozen=True)
@@ -113,23 +84,24 @@ class Chain:
         hold = f":{self.held}" if fault.who == "all" else ""
         spec = f"{fault.point}:{fault.count}:{fault.rank}{hold}" if fault.point else None
         log = str(self.home / f"log-{self.starts}")
-        pids = self.ranks.ask(start=self.argv, ranks=RANKS, faults=[spec] * RANKS, log=log)["pids"]
+        self.ranks.start(["growth_ds", *self.argv], RANKS, log, [spec] * RANKS)
+        pids = self.ranks.pids
         if fault.who == "all" or (fault.who and not fault.point):
             self._strike(pids if fault.who == "all" else [pids[fault.rank]], fault)
-        codes = self.ranks.ask(wait=LIMIT_S)["codes"]
+        codes = self.ranks.codes(LIMIT_S)
         assert len(codes) == RANKS, f"start {self.starts}, {fault}: ranks still run after {LIMIT_S:.0f} s: see {log}"
-        ended = [codes[str(pid)] for pid in pids]
+        ended = [codes[pid] for pid in pids]
         return -signal.SIGKILL in ended, ended == [0] * RANKS
 
     def _strike(self, pids: list[int], fault: Fault) -> None:
         """Kill when a rank is held at the fault point, or when the time has come."""
         until = time.monotonic() + (fault.seconds or LIMIT_S)
         while time.monotonic() < until and not (fault.point and self.held.exists()):
-            if fault.point and self.ranks.ask(wait=0)["codes"]:
+            if fault.point and self.ranks.codes():
                 return  # they are through, and nobody came by the point
             time.sleep(0.02)
         for pid in pids:
-            if str(pid) not in self.ranks.ask(wait=0)["codes"]:
+            if pid not in self.ranks.codes():
                 os.kill(pid, signal.SIGKILL)
         self.held.unlink(missing_ok=True)
 

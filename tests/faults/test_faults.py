@@ -12,7 +12,8 @@ import pytest
 
 from growth_ds.config import Run
 from tests.distributed.corpus import FOLDER, make_store, small_run
-from tests.faults.chain import BOUNDARY, EVERY, STEPS, Chain, Fault, Ranks, Tally, draw
+from tests.faults.chain import BOUNDARY, EVERY, STEPS, Chain, Fault, Tally, draw
+from tests.ranks import Ranks, forked
 
 KILLS, IN_TRANSACTION = int(os.environ.get("GROWTH_DS_KILLS", "110")), 40
 LAUNCHER_EVERY = 7
@@ -20,10 +21,8 @@ LAUNCHER_EVERY = 7
 
 
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    process = Ranks()
-    yield process
-    process.close()
+def ranks() -> Ranks:
+    return forked()
 
 
 @pytest.fixture(scope="module")

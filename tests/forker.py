@@ -1,27 +1,39 @@
 """Ranks without the price of a start: this process imports everything once and forks them, as often as it is asked.
 
-python -m tests.faults.ranks          JSON lines on stdin, one answer each on stdout
+python -m tests.forker                JSON lines on stdin, one answer each on stdout
 
-{"start": [argv of growth-ds], "ranks": 2, "faults": ["point:1", null], "log": "path"}  ->  {"pids": [...]}
+{"start": ["growth_ds", "train", ...], "env": {...}, "places": [{"RANK": "0", ...}], "faults": ["point:1"], "log": "x"}
+                                      ->  {"pids": [...]}: `python -m growth_ds train ...`, one for each place; what
+                                          rank 0 prints goes to x.0
 {"wait": seconds}                     ->  {"codes": {"pid": exit code, negative for a signal}}, of all that have ended
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+import runpy
+import signal
 import sys
 import time
+import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
 PRELOADED = (
     "deepspeed",
+    "deepspeed.moe.ep_router",
     "deepspeed.runtime.bf16_optimizer",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.runtime.zero.stage3",
+    "megatron.core.datasets.indexed_dataset",
     "safetensors",
+    "tokenizers",
     "transformers",
+    "typer",
     "growth_ds.offline",
     "growth_ds.trainer",
 )
@@ -31,26 +43,27 @@ running: dict[int, int | None] = {}
 def preload() -> None:
     """Everything that a rank imports sooner or later; nothing that starts a thread or touches a group."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    for name in PRELOADED:
-        importlib.import_module(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # megatron-core misses accelerators
+        for name in PRELOADED:
+            importlib.import_module(name)
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    assert threads == 1, f"{threads} threads: a fork has only one of them, and their locks"
 
 
-def start(argv: list[str], ranks: int, faults: list[str | None], log: str) -> list[int]:
-    """Fork the ranks; each is `growth-ds ARGV`."""
-    from growth_ds.engine.distributed import free_port
-
-    port = free_port()
+def start(order: dict[str, Any]) -> list[int]:
+    """Fork the ranks."""
     pids = []
-    for rank in range(ranks):
+    for place, fault in zip(order["places"], order["faults"], strict=True):
         pid = os.fork()
         if pid == 0:
-            _be_a_rank(rank, ranks, port, argv, faults[rank], f"{log}.{rank}")
+            _be_a_rank(order["start"], {**order["env"], **place}, fault, f"{order['log']}.{place['RANK']}")
         running[pid] = None
         pids.append(pid)
     return pids
 
 
-def _be_a_rank(rank: int, ranks: int, port: int, argv: list[str], fault: str | None, log: str) -> None:
+def _be_a_rank(command: list[str], env: dict[str, str], fault: str | None, log: str) -> None:
     """Never returns."""
     code = 1
     try:
@@ -58,19 +71,17 @@ def _be_a_rank(rank: int, ranks: int, port: int, argv: list[str], fault: str | N
         silence = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((silence, 0), (output, 1), (output, 2)):
             os.dup2(source, target)
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        os.environ.update({key: str(value) for key, value in place.items()})
-        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-        from growth_ds import cli, faults
+        os.environ.clear()
+        os.environ.update(env)
+        from growth_ds import faults
 
         faults.arm(fault)
-        sys.argv = ["growth-ds", *argv]
-        cli.main()
+        sys.argv = command
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+        code = 0
     except SystemExit as leaving:
         code = int(leaving.code or 0)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -94,7 +105,7 @@ def wait(seconds: float) -> dict[int, int]:
 def answer(order: dict[str, Any]) -> dict[str, Any]:
     if "start" in order:
         running.clear()
-        return {"pids": start(order["start"], order["ranks"], order["faults"], order["log"])}
+        return {"pids": start(order)}
     return {"codes": wait(order["wait"])}
 
 
@@ -105,6 +116,9 @@ def main() -> None:
     print(json.dumps({"ready": str(Path.cwd())}), file=answers)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), file=answers)
+    for pid in [pid for pid, code in running.items() if code is None]:  # nobody asks for them any more
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def fails(*args: object, **options: object) -> str:
 
 def test_the_bytes_do_not_depend_on_workers(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CHARACTERS_PER_WORKER", 1000)
-    monkeypatch.setattr("growth_ds.data.encode._BATCH_CHARACTERS", 5000)
+    monkeypatch.setattr("growth_ds.data.corpus._BLOCK_BYTES", 5000)
     stores = [
         prepare([corpus], tmp_path / f"with {n}", vocab_size=80, workers=n, valid=0.2, progress=False)
         for n in (1, 2, 3)

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from growth_ds.data.tokenizer import WORD_START
+
 _UNKNOWN_PENALTY = 10.0  # as in the library: an unknown character is this much worse than the worst piece
 _TABLE_ENTRIES = 1 << 25  # of the trie's transitions, int32
 _ALPHABET = 256  # codes fit one byte
@@ -32,7 +34,11 @@ class Unigram:
         children, ends = _trie([piece for piece, _ in pieces])
         count = Counter(character for piece, _ in pieces for character in piece)
         width = min(_ALPHABET, max(2, _TABLE_ENTRIES // len(ends)))
-        alphabet = [character for character, _ in count.most_common(width - 2)]
+        # ASCII and the mark of a word's start before all others: with these, most words are for this table.
+        first = [character for character in (*map(chr, range(0x80)), WORD_START) if character in count]
+        alphabet = list(dict.fromkeys([*first, *(character for character, _ in count.most_common(width))]))[: width - 2]
+        self.has_ascii = set(first) <= set(alphabet)
+        """Whether words of ASCII, behind the mark of their start, are never left to others but for their length."""
         codes = {character: code for code, character in enumerate(alphabet, start=2)}
         self._width = len(codes) + 2
         # Code 0: the character is in no piece. Code 1: it is, but has no column here; such words are left to others.
@@ -45,15 +51,17 @@ class Unigram:
             if character in codes:
                 self._next[state * self._width + codes[character]] = following
 
-    def encode(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32 of all words, their number int64 [W]); -1 for a word that is not for this table."""
-        lengths = np.array([len(word) for word in words], np.int64)
-        flat = self._code[np.frombuffer("".join(words).encode("utf-32-le"), np.uint32)]
-        owner = np.repeat(np.arange(len(words)), lengths)
+    def encode(self, points: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(ids int32 of all words, how many each has int64 [W]); -1 for a word that is not for this table.
+
+        `points`: code points of all words behind one another, `lengths` [W] of them each.
+        """
+        flat = self._code[points]
+        owner = np.repeat(np.arange(len(lengths)), lengths)
         foreign = (lengths > MAX_CHARACTERS) | (lengths == 0)
         foreign[owner[flat == 1]] = True
-        order = np.argsort(np.where(foreign, 0, -lengths), kind="stable")[: len(words) - int(foreign.sum())]
-        rank = np.full(len(words), -1)
+        order = np.argsort(np.where(foreign, 0, -lengths), kind="stable")[: len(lengths) - int(foreign.sum())]
+        rank = np.full(len(lengths), -1)
         rank[order] = np.arange(len(order))
         row = rank[owner]
         column = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -61,7 +69,7 @@ class Unigram:
         codes = np.zeros((longest, len(order)), np.uint8)
         codes[column[row >= 0], row[row >= 0]] = flat[row >= 0]
         pieces = self._backtrack(*self._search(codes, lengths[order]), lengths[order])
-        counts = np.full(len(words), -1, np.int64)
+        counts = np.full(len(lengths), -1, np.int64)
         counts[order] = (pieces >= 0).sum(axis=0)
         inverse = pieces[:, rank[rank >= 0]].T  # in the order in which the words were given
         return inverse[inverse >= 0], counts

@@ -19,7 +19,7 @@ import numpy as np
 from growth_ds.data.fingerprints import Fingerprints, fingerprints
 from growth_ds.data.tokenizer import SPECIAL_TOKENS, WORD_START, Tokenizer
 from growth_ds.data.unigram import normalizer
-from growth_ds.data.viterbi import Unigram
+from growth_ds.data.viterbi import MAX_CHARACTERS, Unigram
 
 _MOST_WORDS = 1 << 20  # kept in memory, some 100 MB; then all are forgotten
 _JOINED_WORDS = 512
@@ -68,34 +68,47 @@ class WordEncoder:
 
     def _numbers_of(self, data: bytes, begins: np.ndarray, ends: np.ndarray) -> np.ndarray | None:
         """The number of each word data[begin:end], all of them in the table then; None for a clash of fingerprints."""
-        prints = fingerprints(np.frombuffer(data, np.uint8), begins, ends)
+        raw = np.frombuffer(data, np.uint8)
+        prints = fingerprints(raw, begins, ends)
         numbers = self._known.find(prints)
         new = np.flatnonzero(numbers < 0)
         _, first, which = np.unique(prints[0][new], return_index=True, return_inverse=True)
-        numbers[new] = len(self._counts) + which
         first = new[first]
+        # Plain words get the first of the new numbers: they go another way.
+        plain = _plain(raw, begins[first], ends[first]) & (self._unigram is not None)
+        order = np.argsort(~plain, kind="stable")
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        first = first[order]
+        numbers[new] = len(self._counts) + place[which]
         if not self._known.sure(numbers, prints, first):
             return None
         self._known.add(prints[:, first])
-        spans = zip(begins[first].tolist(), ends[first].tolist(), strict=True)
-        ids, lengths = self._encode_words([data[i:j].decode("utf-8", "surrogatepass") for i, j in spans])
+        self._remember(*self._encode_words(data, begins[first], ends[first], int(plain.sum())))
+        return numbers
+
+    def _remember(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """The words with the next numbers have these ids, so many each."""
         self._firsts = np.concatenate([self._firsts, len(self._ids) + np.cumsum(lengths) - lengths])
         self._ids = np.concatenate([self._ids, ids])
         self._counts = np.concatenate([self._counts, lengths])
-        return numbers
 
-    def _encode_words(self, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, number of them for each word) of words that hold no blank."""
-        if self._unigram is not None:
-            return self._by_table(self._unigram, words)
-        return self._by_parts(words) if self._tokenizer.kind == "wordpiece" else _joined(self._given(words))
-
-    def _by_table(self, table: Unigram, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The words that normalise to one word through the table, the others through the tokenizer."""
-        clean = [WORD_START + word if word.isascii() and word.isprintable() else self._one(word) for word in words]
-        ids, counts = table.encode(["" if _special(word) else c for word, c in zip(words, clean, strict=True)])
+    def _encode_words(
+        self, data: bytes, begins: np.ndarray, ends: np.ndarray, plain: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, number of them for each word) of the words data[begin:end], the first of which are `plain` ones."""
+        spans = zip(begins[plain:].tolist(), ends[plain:].tolist(), strict=True)
+        words = [data[i:j].decode("utf-8", "surrogatepass") for i, j in spans]
+        if self._unigram is None:
+            return self._by_parts(words) if self._tokenizer.kind == "wordpiece" else _joined(self._given(words))
+        # Through the table: plain words as they are, others where they normalise to one word.
+        clean = ["" if _special(word) else self._one(word) for word in words]
+        points, lengths = _marked(np.frombuffer(data, np.uint8), begins[:plain], ends[:plain])
+        points = np.concatenate([points, np.frombuffer("".join(clean).encode("utf-32-le"), np.uint32)])
+        lengths = np.concatenate([lengths, np.array([len(word) for word in clean], np.int64)])
+        ids, counts = self._unigram.encode(points, lengths)
         left = np.flatnonzero(counts < 0)
-        return _merged(ids, counts, left, self._given([words[i] for i in left]))
+        return _merged(ids, counts, left, self._given([words[i - plain] for i in left]))
 
     def _one(self, word: str) -> str:
         """The normalised word as the model sees it; empty where it becomes none or several."""
@@ -164,17 +177,35 @@ def _bert(given: dict[str, Any] | None) -> tuple[dict[str, Any] | None, dict[str
 
 
 def _table(pipeline: dict[str, Any]) -> Unigram | None:
+    """The model as a table, where it is one that can be."""
     model = pipeline["model"]
     scores = [score for _, score in model["vocab"]]
     if model["unk_id"] is None or model.get("byte_fallback") or not np.isfinite(scores).all():
         return None
-    return Unigram([(piece, score) for piece, score in model["vocab"]], model["unk_id"])
+    table = Unigram([(piece, score) for piece, score in model["vocab"]], model["unk_id"])
+    return table if table.has_ascii else None
 
 
 def _words(blank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(begins, ends) of the runs that are not blank, in an array that begins and ends with a blank."""
     edges = np.flatnonzero(blank[1:] != blank[:-1]) + 1
     return edges[0::2], edges[1::2]
+
+
+def _plain(raw: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """bool [words]: short, and nothing to normalise or to cut out: ASCII that can be seen, without a bracket."""
+    other = (raw <= 0x20) | (raw >= 0x7F) | (raw == ord("["))
+    before = np.cumsum(other, dtype=np.int32)
+    return (before[ends - 1] == before[begins - 1]) & (ends - begins < MAX_CHARACTERS)
+
+
+def _marked(raw: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(code points of ASCII words, each behind the mark of its start, uint32; their number int64 [words])."""
+    lengths = ends - begins + 1
+    shift = begins - 1 - (np.cumsum(lengths) - lengths)
+    points = raw[np.repeat(shift, lengths) + np.arange(int(lengths.sum()))].astype(np.uint32)
+    points[np.cumsum(lengths) - lengths] = ord(WORD_START)
+    return points, lengths
 
 
 def _joined(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -111,7 +111,8 @@ def test_the_search_ends_where_the_library_ends_also_in_ties() -> None:
     words = ["".join(draw.choice([*letters, "x"], draw.integers(1, 20))) for _ in range(3000)]
     words += ["xx", "x" * MAX_CHARACTERS, "a" * (MAX_CHARACTERS + 1), ""]
     library = Backend(models.Unigram(list(pieces.items()), unk_id=0, byte_fallback=False))
-    ids, counts = Unigram(list(pieces.items()), 0).encode(words)
+    points = np.array([ord(letter) for word in words for letter in word], np.uint32)
+    ids, counts = Unigram(list(pieces.items()), 0).encode(points, np.array([len(word) for word in words]))
     ends = np.cumsum(np.maximum(counts, 0))
     assert counts[-2:].tolist() == [-1, -1]
     assert (counts[:-2] > 0).all()

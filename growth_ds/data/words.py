@@ -67,12 +67,17 @@ class WordEncoder:
         self._firsts = self._counts = np.zeros(0, np.int64)  # of each word: where its ids begin, how many they are
 
     def _numbers_of(self, data: bytes, begins: np.ndarray, ends: np.ndarray) -> np.ndarray | None:
-        """The number of each word data[begin:end], all of them in the table then; None for a clash of fingerprints."""
+        """The number of each word data[begin:end], all of them in the table then.
+
+        None where they are too many for it, or two have one fingerprint.
+        """
         raw = np.frombuffer(data, np.uint8)
         prints = fingerprints(raw, begins, ends)
         numbers = self._known.find(prints)
         new = np.flatnonzero(numbers < 0)
         _, first, which = np.unique(prints[0][new], return_index=True, return_inverse=True)
+        if len(first) > _MOST_WORDS:
+            return None
         first = new[first]
         # Plain words get the first of the new numbers: they go another way.
         plain = _plain(raw, begins[first], ends[first]) & (self._unigram is not None)

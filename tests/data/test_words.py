@@ -167,3 +167,8 @@ def test_an_empty_split_has_the_bytes_that_megatron_writes(tmp_path: Path) -> No
     SplitWriter(tmp_path / "ours", 100).close()
     for suffix in (".bin", ".idx"):
         assert (tmp_path / f"ours{suffix}").read_bytes() == (tmp_path / f"theirs{suffix}").read_bytes()
+
+
+def test_more_new_words_than_the_table_holds(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_WORDS", 8)
+    check(WordEncoder(tokenizer), tokenizer, sentences(100, seed=4))

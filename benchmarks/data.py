@@ -14,6 +14,7 @@ of the installed packages; the record says which.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -38,6 +39,7 @@ from benchmarks.training import (  # noqa: E402
     MODELS,
     ROWS,
     SHARED,
+    corpus_files,
     python_corpus,
     small_store,
     the_run,
@@ -201,14 +203,15 @@ def measure_encoding(corpus: Corpus, folder: Path, repeats: int, vocab_size: int
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--json", type=Path, help="where the record is written")
+    parser.add_argument("--json", type=Path, help="where the record is written; with --only, that part of it")
     parser.add_argument("--quick", action="store_true", help="little text, few steps: it runs, its figures say little")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--only", choices=("encoding", "waiting"))
     args = parser.parse_args()
     repeats, steps = (1, 3) if args.quick else (args.repeats, args.steps)
-    record: dict[str, Any] = {**about(), "quick": args.quick, "goals": GOALS}
+    kept = json.loads(args.json.read_text()) if args.only and args.json and args.json.is_file() else {}
+    record: dict[str, Any] = {**kept, **about(), "quick": args.quick, "goals": GOALS}
     with tempfile.TemporaryDirectory(prefix="benchmark-data.") as name:
         folder = Path(name)
         corpus = Corpus(folder, args.quick)
@@ -218,15 +221,23 @@ def main() -> None:
             record["encoding"] = measure_encoding(corpus, folder, repeats, 2000 if args.quick else VOCAB_SIZE)
             print(table(record["encoding"]["rows"]), end="\n\n")
             ratios = record["encoding"]["ratios"].items()
-            print(table([{"ratio of seconds": name, "median (spread)": said(each)} for name, each in ratios]))
+            print(
+                table([{"ratio of seconds": name, "median (spread)": said(each)} for name, each in ratios]), flush=True
+            )
+            write(args.json, record)
         if args.only != "encoding":
             distributed.init_distributed()
-            store = small_store(folder / "store", [corpus.inputs[0]])
+            store = small_store(folder / "store", corpus_files(folder))
             record["waiting"] = [waiting(store, model, steps, 1 if args.quick else 5) for model in MODELS]
             print(table(record["waiting"]))
             distributed.shutdown()
-    if args.json:
-        write_json(args.json, record)
+            write(args.json, record)
+
+
+def write(path: Path | None, record: dict[str, Any]) -> None:
+    """The record so far, where one is asked for."""
+    if path:
+        write_json(path, record)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def prepare(
         _move_into_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Store.open(out, verify=False)
+    return Store.of(out, made)
 
 
 def _given_tokenizer(tokenizer: str | Path | Tokenizer) -> Tokenizer | None:

@@ -112,6 +112,15 @@ class Store:
                 f"{path}: made with another tokenizer ({recorded[:12]}) than expected ({tokenizer_digest[:12]}); "
                 "use the store the run started with, or prepare one with its tokenizer"
             )
+        return cls._with(path, tokenizer, manifest)
+
+    @classmethod
+    def of(cls, path: Path, tokenizer: Tokenizer) -> Store:
+        """The store that this process has just written at `path` with `tokenizer`."""
+        return cls._with(path, tokenizer, read_manifest(path))
+
+    @classmethod
+    def _with(cls, path: Path, tokenizer: Tokenizer, manifest: dict[str, Any]) -> Store:
         splits = {name: Split(path / name, tokenizer.vocab_size) for name in SPLITS}
         return cls(path, tokenizer, manifest, splits)
 

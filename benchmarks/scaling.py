@@ -92,8 +92,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS / "scaling.json")
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
     parser.add_argument("--zero", type=int, nargs="+", default=STAGES, choices=STAGES)
-    parser.add_argument("--model", choices=list(MODELS), default=next(iter(MODELS)))
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--model", choices=list(MODELS), default=list(MODELS)[-1])
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="the small model, 2 steps: its figures say little")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -103,19 +103,19 @@ def main() -> None:
     wanted = [ranks for ranks in args.ranks if not gpus or ranks <= gpus]
     job = {"model": list(MODELS)[-1] if args.quick else args.model, "skipped": 1 if args.quick else 3}
     job["steps"] = 2 if args.quick else args.steps
-    rows = []
+    facts = {"model": job["model"], "length": LENGTH, "rows": ROWS, "backend": "nccl" if gpus else "gloo"}
+    facts["ranks_share_cores"] = not gpus and max(wanted) > cores()
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="benchmark-scaling.") as name:
         folder = Path(name)
         store = small_store(folder / "store", corpus_files(folder))
+        places = {"store": str(store), "out": str(folder / "out.json")}
         for ranks in wanted:
             for zero in args.zero:
-                places = {"store": str(store), "out": str(folder / "out.json")}
                 rows.append(summary(started({**job, **places, "zero": zero}, ranks, folder), ranks, zero))
-                print(table(rows[-1:]), flush=True)
-    print("", table(rows), sep="\n")
-    facts = {"model": job["model"], "length": LENGTH, "rows": ROWS, "backend": "nccl" if gpus else "gloo"}
-    facts["ranks_share_cores"] = not gpus and max(wanted) > cores()
-    write_json(args.json, {**about(), "quick": args.quick, **facts, "cases": rows})
+                print(f"{ranks} ranks, ZeRO-{zero}: {rows[-1]['step_ms']['median']} ms", flush=True)
+                write_json(args.json, {**about(), "quick": args.quick, **facts, "cases": rows})
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -131,13 +131,14 @@ def main() -> None:
     distributed.init_distributed()
     with tempfile.TemporaryDirectory(prefix="benchmark-profile.") as folder:
         store = small_store(Path(folder) / "store", corpus_files(Path(folder)))
-        cases = [measure(store, model, args.precision, steps, skipped, args.ops) for model in models]
+        cases = []
+        for model in models:
+            cases.append(measure(store, model, args.precision, steps, skipped, args.ops))
+            print(f"{model}, {args.precision}", table(cases[-1]["parts"]), sep="\n", end="\n\n", flush=True)
+            if args.ops:
+                print(table(cases[-1]["operators"]), end="\n\n")
+            write_json(args.json, {**about(), "quick": args.quick, "cases": cases})
     distributed.shutdown()
-    for case in cases:
-        print(f"{case['model']}, {case['precision']}", table(case["parts"]), sep="\n", end="\n\n")
-        if args.ops:
-            print(table(case["operators"]), end="\n\n")
-    write_json(args.json, {**about(), "quick": args.quick, "cases": cases})
     draw(args.png or args.json.with_suffix(".png"), cases)
 
 

@@ -12,20 +12,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import RESULTS, processor
 from growth_ds.report.curves import save_png
 from growth_ds.report.rows import events, summary
 from growth_ds.report.series import read_curve
 from growth_ds.run_folder import RunFolder
-
-RESULTS = Path(__file__).parent / "results"
-
-
-def processor() -> str:
-    """Name of the processor, as the kernel gives it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main(folder: Path) -> None:

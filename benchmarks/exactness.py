@@ -23,7 +23,7 @@ import torch
 import transformers
 
 import growth_ds
-from benchmarks.demo_curve import processor
+from benchmarks.common import processor
 from growth_ds.growth.recipes import RECIPES
 from tests.interop.recipe_cases import Case, cases
 from tests.interop.recipe_runs import Outcome, Sources, run_case

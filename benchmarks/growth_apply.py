@@ -23,14 +23,12 @@ import argparse
 import ctypes
 import gc
 import json
-import os
-import platform
 import statistics
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,7 +36,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import growth_ds
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import about
 from growth_ds.checkpoint import KINDS, Checkpoint, CheckpointWriter
 from growth_ds.config import Grow, Model
 from growth_ds.engine.state import TensorState
@@ -228,34 +227,6 @@ def report(case: str, record: dict[str, Any], goals: bool) -> None:
 
 def met(values: dict[str, Any], goal: float) -> str:
     return f"; goal {goal}: {'met' if values['median'] <= goal else 'MISSED'}"
-
-
-def processor() -> str:
-    """Name of the processor, as the kernel gives it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def about() -> dict[str, Any]:
-    """Where and when."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "hardware": {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-            "memory_bytes": memory,
-            "system": platform.platform(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "growth_ds": growth_ds.__version__,
-        },
-    }
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.growth_apply import about  # noqa: E402
+from benchmarks.common import about  # noqa: E402
 from growth_ds import coordinator as coordinator_module  # noqa: E402
 from growth_ds.checkpoint import SliceFile, commit, temporary_folder  # noqa: E402
 from growth_ds.config import Model, Run  # noqa: E402

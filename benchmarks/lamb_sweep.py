@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.growth_apply import about  # noqa: E402
+from benchmarks.common import about  # noqa: E402
 from growth_ds.config import Run  # noqa: E402
 from growth_ds.data.prepare import prepare  # noqa: E402
 from growth_ds.data.pycorpus import python_digest, python_split  # noqa: E402

@@ -19,9 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-os.environ["GROWTH_DS_LONG_RUNS"] = "1"  # tests.distributed.growing looks at it when it is imported
-
-from benchmarks.growth_apply import about
+from benchmarks.common import about
 from tests.distributed.corpus import FOLDER, make_store
 from tests.distributed.growing import GROWTHS, noted
 from tests.engine.distributed_cases import case_names, run_cases

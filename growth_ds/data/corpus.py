@@ -62,15 +62,46 @@ def read_documents(inputs: Sequence[str | Path], errors: str = "strict") -> Iter
     Raises UserError, one line, for: nothing matched, unsupported suffix, bad json, no `text` field, not UTF-8 (with
     the byte offset in the decompressed stream), damaged compression, and a corpus without any text.
     """
-    if errors not in ("strict", "replace"):
-        raise ValueError(f'errors must be "strict" or "replace", not {errors!r}')
     empty = True
-    for file in source_files(inputs):
-        for document in _read_file(file, errors):
+    for piece in read_pieces(inputs, errors):
+        for document in piece.documents():
             empty = False
             yield document
     if empty:
-        raise UserError(f"{', '.join(map(str, inputs))}: the corpus holds no text; check the files")
+        raise no_text(inputs)
+
+
+def no_text(inputs: Sequence[str | Path]) -> UserError:
+    """What is wrong with a corpus that holds no document."""
+    return UserError(f"{', '.join(map(str, inputs))}: the corpus holds no text; check the files")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some whole lines of a `.jsonl` file, or ready documents of any: small enough to be sent to another process."""
+
+    file: SourceFile
+    errors: str
+    lines: bytes = b""
+    number: int = 0  # of the first line, from 0
+    offset: int = 0  # of the first byte in the decompressed file
+    ready: tuple[Document, ...] = ()
+
+    def documents(self) -> Iterator[Document]:
+        """The documents, in order. Raises UserError as `read_documents` does."""
+        if self.ready:
+            return iter(self.ready)
+        lines = _decoded_lines(self.file.path, _raw_lines(iter([self.lines])), self.errors, self.offset)
+        return _read_jsonl(self.file, lines, self.errors, self.number)
+
+
+def read_pieces(inputs: Sequence[str | Path], errors: str = "strict") -> Iterator[Piece]:
+    """What `read_documents` reads, in the same order, in pieces of about a megabyte that are parsed when asked."""
+    if errors not in ("strict", "replace"):
+        raise ValueError(f'errors must be "strict" or "replace", not {errors!r}')
+    for file in source_files(inputs):
+        stem = file.path.name.removesuffix(".gz").removesuffix(".zst")
+        yield from (_jsonl_pieces if stem.endswith(".jsonl") else _txt_pieces)(file, errors)
 
 
 def _expand(given: str) -> list[SourceFile]:
@@ -98,14 +129,35 @@ def _expand_folder(folder: Path, required: bool = True) -> list[SourceFile]:
     return [SourceFile(p, p.relative_to(folder).as_posix()) for p in paths]
 
 
-def _read_file(file: SourceFile, errors: str) -> Iterator[Document]:
-    lines = _decoded_lines(file.path, errors)
-    stem = file.path.name.removesuffix(".gz").removesuffix(".zst")
-    reader = _read_jsonl if stem.endswith(".jsonl") else _read_txt
-    return reader(file, lines, errors)
+def _jsonl_pieces(file: SourceFile, errors: str) -> Iterator[Piece]:
+    number = offset = 0
+    rest: list[bytes] = []
+    for block in _blocks(file.path):
+        end = block.rfind(b"\n") + 1
+        if end:
+            lines = b"".join([*rest, block[:end]])
+            yield Piece(file, errors, lines, number, offset)
+            number, offset, rest = number + lines.count(b"\n"), offset + len(lines), []
+        rest.append(block[end:])
+    if last := b"".join(rest):
+        yield Piece(file, errors, last, number, offset)
 
 
-def _read_txt(file: SourceFile, lines: Iterator[str], errors: str) -> Iterator[Document]:
+def _txt_pieces(file: SourceFile, errors: str) -> Iterator[Piece]:
+    """Parsed here: only who has read the file up to a document knows its number."""
+    ready: list[Document] = []
+    size = 0
+    for document in _read_txt(file, _decoded_lines(file.path, _raw_lines(_blocks(file.path)), errors)):
+        ready.append(document)
+        size += len(document.text)
+        if size >= _BLOCK_BYTES:
+            yield Piece(file, errors, ready=tuple(ready))
+            ready, size = [], 0
+    if ready:
+        yield Piece(file, errors, ready=tuple(ready))
+
+
+def _read_txt(file: SourceFile, lines: Iterator[str]) -> Iterator[Document]:
     number, paragraph = 0, []
     for line in lines:
         if line.strip():
@@ -117,8 +169,9 @@ def _read_txt(file: SourceFile, lines: Iterator[str], errors: str) -> Iterator[D
         yield Document(f"{file.name}:{number}", "\n".join(paragraph))
 
 
-def _read_jsonl(file: SourceFile, lines: Iterator[str], errors: str) -> Iterator[Document]:
-    for number, line in enumerate(lines, start=1):
+def _read_jsonl(file: SourceFile, lines: Iterator[str], errors: str, before: int) -> Iterator[Document]:
+    """`before` lines of the file stand before `lines`."""
+    for number, line in enumerate(lines, start=before + 1):
         if not line.strip():
             continue
         where = f"{file.path}:{number}"
@@ -147,9 +200,9 @@ def _text_field(record: Any, where: str, errors: str) -> str:
     return text
 
 
-def _decoded_lines(path: Path, errors: str) -> Iterator[str]:
-    offset = 0
-    for raw in _raw_lines(_blocks(path)):
+def _decoded_lines(path: Path, lines: Iterator[bytes], errors: str, offset: int = 0) -> Iterator[str]:
+    """`lines` of a file, the first of which begins at byte `offset` of it."""
+    for raw in lines:
         line = raw.removeprefix(_BOM) if offset == 0 else raw
         try:
             yield line.decode("utf-8", errors).rstrip("\r\n")

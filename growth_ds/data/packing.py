@@ -26,8 +26,16 @@ class SplitLike(Protocol):
     """What is read: `store.Split`, or anything like it."""
 
     name: str
-    documents: int
-    lengths: np.ndarray
+
+    @property
+    def documents(self) -> int:
+        """Their number."""
+        ...
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document."""
+        ...
 
     def read(self, doc: int, begin: int = 0, end: int | None = None) -> np.ndarray:
         """Tokens [begin, end) of one document."""

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,8 @@ def ordered_map(
     """`map(function, items)` over `workers` processes, results in order; one worker means this process.
 
     Processes are spawned, not forked: the caller may hold threads (tokenizer, progress bar) that a fork would break.
+    They do not import the program that was started, unless `function` is in it: it may have no `if __name__` guard, and
+    take seconds to import.
     """
     if workers <= 1:
         if initializer:
@@ -47,7 +50,7 @@ def ordered_map(
     try:
         waiting: deque[Future[Result]] = deque()
         for item in items:
-            with _signals_held_back():
+            with _signals_held_back(), _main_left_out(function):
                 waiting.append(pool.submit(function, item))
             if len(waiting) >= workers * _WAITING_PER_WORKER:
                 yield waiting.popleft().result()
@@ -77,6 +80,21 @@ def _end_with(line: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         line.recv_bytes()
     os._exit(0)
+
+
+@contextlib.contextmanager
+def _main_left_out(function: Callable[..., Any]) -> Iterator[None]:
+    """Processes that are started in the block know nothing of `__main__`."""
+    main = sys.modules["__main__"]
+    if getattr(function, "__module__", None) == "__main__":
+        yield
+        return
+    hidden = {name: vars(main)[name] for name in ("__spec__", "__file__") if vars(main).get(name) is not None}
+    vars(main).update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
 
 
 @contextlib.contextmanager

@@ -9,12 +9,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from growth_ds.data.corpus import Document, read_documents, source_files
-from growth_ds.data.encode import encode_documents
+import numpy as np
+
+from growth_ds.data.corpus import Document, no_text, read_documents, read_pieces, source_files
+from growth_ds.data.encode import Encoded, encode_documents, encode_pieces
 from growth_ds.data.hashing import text_uniform
 from growth_ds.data.parallel import default_workers
 from growth_ds.data.store import FORMAT, MANIFEST, PARTS, SPLITS, SplitWriter, Store, write_manifest
@@ -24,16 +26,6 @@ from growth_ds.files import sha256
 
 Documents = tuple[Sequence[Document], Sequence[Document]]
 _CHARACTERS_PER_WORKER = 2_000_000  # below this, starting a process takes longer than the work
-
-
-@dataclass(frozen=True)
-class _Corpus:
-    """A corpus with its split: `train()` and `valid()` each start a new pass."""
-
-    train: Callable[[], Iterable[Document]]
-    valid: Callable[[], Iterable[Document]]
-    documents: int
-    characters: int
 
 
 def prepare(
@@ -78,7 +70,7 @@ def prepare(
     if store := _existing(out, request, force):
         _say(progress, f"{out}: already prepared from the same inputs; used as it is")
         return store
-    corpus = _given_corpus(documents) if documents is not None else _split_corpus(paths, valid, errors, seed)
+    corpus = _GivenCorpus(documents) if documents is not None else _FileCorpus(paths, valid, errors, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
@@ -92,7 +84,7 @@ def prepare(
         _move_into_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Store.open(out, verify=False)
+    return Store.of(out, made)
 
 
 def _given_tokenizer(tokenizer: str | Path | Tokenizer) -> Tokenizer | None:
@@ -108,65 +100,120 @@ def _given_tokenizer(tokenizer: str | Path | Tokenizer) -> Tokenizer | None:
     raise UserError(f'tokenizer: {tokenizer} is neither "sentencepiece" nor a vocab.txt nor a tokenizer folder')
 
 
-def _train_tokenizer(corpus: _Corpus, vocab_size: int, seed: int, progress: bool) -> Tokenizer:
+def _train_tokenizer(corpus: _GivenCorpus | _FileCorpus, vocab_size: int, seed: int, progress: bool) -> Tokenizer:
     from growth_ds.data.unigram import train_sentencepiece
 
     _say(progress, f"training a sentencepiece tokenizer of {vocab_size} pieces")
     return train_sentencepiece((document.text for document in corpus.train()), vocab_size, seed)
 
 
-def _given_corpus(documents: Documents | Callable[[], Documents]) -> _Corpus:
-    train, valid = documents() if callable(documents) else documents
-    size = sum(len(document.text) for part in (train, valid) for document in part)
-    return _Corpus(lambda: train, lambda: valid, len(train) + len(valid), size)
+class _GivenCorpus:
+    """A corpus that came split."""
+
+    threshold = 0.5
+
+    def __init__(self, documents: Documents | Callable[[], Documents]) -> None:
+        self._train, self._valid = documents() if callable(documents) else documents
+        self.characters = sum(len(document.text) for part in (self._train, self._valid) for document in part)
+
+    def train(self) -> Iterable[Document]:
+        """The documents to train on."""
+        return self._train
+
+    def encoded(self, folder: str, workers: int) -> Iterator[Encoded]:
+        """All documents; of those for validation the rank is below the threshold."""
+        return encode_documents(((1.0, self._train), (0.0, self._valid)), folder, workers)
+
+    def settle(self, low: float, high: float, count: int) -> bool:
+        """Nothing can change it."""
+        return False
 
 
-def _split_corpus(inputs: Sequence[str | Path], valid: float, errors: str, seed: int) -> _Corpus:
-    """One pass over the files: it finds every fault before any work is done, and settles where the split lies.
+class _FileCorpus:
+    """Files, split by a hash: a document is for validation if the hash of its id, its rank, is below a threshold.
 
-    A document is for validation if the hash of its id is below a threshold: `valid`, moved only where that would
-    leave one of the two splits empty.
+    That is the share asked for, moved only where it would leave one of the two splits empty. So it is known for sure
+    when all documents were read: `settle`.
     """
-    count = characters = 0
-    low, high = 1.0, 0.0
-    for document in read_documents(inputs, errors):
-        rank = text_uniform(document.id, seed)
-        low, high = min(low, rank), max(high, rank)
-        count, characters = count + 1, characters + len(document.text)
-    threshold = 0.0
-    if valid > 0 and low < high:
-        threshold = min(valid, high) if low < valid else math.nextafter(low, 1.0)
 
-    def part(for_valid: bool) -> Iterator[Document]:
-        for document in read_documents(inputs, errors):
-            if (text_uniform(document.id, seed) < threshold) == for_valid:
+    def __init__(self, inputs: Sequence[str | Path], valid: float, errors: str, seed: int) -> None:
+        self._inputs, self._valid, self._errors, self._seed = inputs, valid, errors, seed
+        self.threshold = valid
+        # What a compressed text is to be taken for, in characters; only the number of workers depends on it.
+        self.characters = sum(
+            file.path.stat().st_size * (3 if file.path.suffix in (".gz", ".zst") else 1)
+            for file in source_files(inputs)
+        )
+
+    def train(self) -> Iterator[Document]:
+        """The documents to train on, after a pass over all for the threshold: it finds every fault before any work."""
+        ranks = [text_uniform(document.id, self._seed) for document in read_documents(self._inputs, self._errors)]
+        self.settle(min(ranks), max(ranks), len(ranks))
+        for document in read_documents(self._inputs, self._errors):
+            if text_uniform(document.id, self._seed) >= self.threshold:
                 yield document
 
-    return _Corpus(lambda: part(False), lambda: part(True), count, characters)
+    def encoded(self, folder: str, workers: int) -> Iterator[Encoded]:
+        """All documents; of those for validation the rank is below the threshold."""
+        return encode_pieces(read_pieces(self._inputs, self._errors), self._seed, folder, workers)
+
+    def settle(self, low: float, high: float, count: int) -> bool:
+        """Move the threshold to where it has to be for ranks from `low` to `high`; whether it is another one.
+
+        Raises UserError where there is no document at all.
+        """
+        if not count:
+            raise no_text(self._inputs)
+        before, self.threshold = self.threshold, 0.0
+        if self._valid > 0 and low < high:
+            self.threshold = min(self._valid, high) if low < self._valid else math.nextafter(low, 1.0)
+        return self.threshold != before
 
 
 def _write_splits(
-    corpus: _Corpus, folder: Path, tokenizer: Tokenizer, workers: int, progress: bool
+    corpus: _GivenCorpus | _FileCorpus, folder: Path, tokenizer: Tokenizer, workers: int, progress: bool
 ) -> dict[str, dict[str, int]]:
     """Encode and write every split; the counts of documents (those with at least one token) and tokens of each."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     workers = max(1, min(workers, corpus.characters // _CHARACTERS_PER_WORKER))
-    counts = {}
-    with Progress(console=Console(stderr=True), disable=not (progress and sys.stderr.isatty())) as bar:
-        task = bar.add_task("encoding documents", total=corpus.documents)
-        for name, read in zip(SPLITS, (corpus.train, corpus.valid), strict=True):
-            writer = SplitWriter(folder / name, tokenizer.vocab_size)
-            for _, ids in encode_documents(read(), str(folder / "tokenizer"), workers):
-                if len(ids):
-                    writer.add(ids)
-                bar.advance(task)
-            writer.close()
-            counts[name] = {"documents": writer.documents, "tokens": writer.tokens}
-    if not counts["train"]["tokens"]:
+    columns = SpinnerColumn(), TextColumn("encoding documents"), TextColumn("{task.completed:,}"), TimeElapsedColumn()
+    console, hidden = Console(stderr=True), not (progress and sys.stderr.isatty())
+    with Progress(*columns, console=console, disable=hidden) as bar:
+        task = bar.add_task("", total=None)
+
+        def write() -> bool:
+            """One pass; whether its split holds."""
+            low, high, count = 1.0, 0.0, 0
+            for encoded in corpus.encoded(str(folder / "tokenizer"), workers):
+                if len(encoded.ranks):
+                    low, high = min(low, encoded.ranks.min()), max(high, encoded.ranks.max())
+                count += len(encoded.ranks)
+                _write(encoded, corpus.threshold, writers)
+                bar.advance(task, len(encoded.ranks))
+            return not corpus.settle(low, high, count)
+
+        for _ in range(2):  # again, from the start, for a corpus so small that a split would be empty
+            writers = [SplitWriter(folder / name, tokenizer.vocab_size) for name in SPLITS]
+            try:
+                holds = write()
+            finally:
+                for writer in writers:
+                    writer.close()
+            if holds:
+                break
+    if not writers[0].tokens:
         raise UserError("inputs: the corpus gives no tokens for training; check the files and the tokenizer")
-    return counts
+    return {name: {"documents": w.documents, "tokens": w.tokens} for name, w in zip(SPLITS, writers, strict=True)}
+
+
+def _write(encoded: Encoded, threshold: float, writers: Sequence[SplitWriter]) -> None:
+    """Documents with a token into the split to which their rank belongs."""
+    for_valid = encoded.ranks < threshold
+    for writer, mine in zip(writers, (~for_valid, for_valid), strict=True):
+        if mine.any():
+            writer.add(encoded.ids[np.repeat(mine, encoded.lengths)], encoded.lengths[mine & (encoded.lengths > 0)])
 
 
 def _existing(out: Path, request: str, force: bool) -> Store | None:

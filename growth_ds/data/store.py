@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +27,7 @@ FORMAT = "growth_ds-store-1"
 MANIFEST = "manifest.json"
 SPLITS = ("train", "valid")
 PARTS = frozenset([MANIFEST, "tokenizer", *(f"{name}.{kind}" for name in SPLITS for kind in ("bin", "idx"))])
+_MAGIC, _CODES = b"MMIDIDX\x00\x00", {"uint16": 8, "int32": 4}  # of megatron-core's index
 _AGAIN = "prepare it again with --force"
 
 
@@ -35,13 +37,28 @@ class Split:
     def __init__(self, prefix: Path, vocab_size: int) -> None:
         self.name = prefix.name
         self.vocab_size = vocab_size
+        self._prefix = prefix
+
+    @cached_property
+    def _data(self) -> Any:
         # An empty file cannot be mapped, and a split without documents needs none.
-        filled = prefix.with_suffix(".bin").stat().st_size > 0
-        self._data = _indexed_dataset().IndexedDataset(str(prefix)) if filled else None
-        lengths = self._data.sequence_lengths if self._data else np.zeros(0)
-        self.lengths: np.ndarray = np.asarray(lengths, np.int64)  # tokens of each document
-        self.documents = len(self.lengths)
-        self.tokens = int(self.lengths.sum())
+        filled = self._prefix.with_suffix(".bin").stat().st_size > 0
+        return _indexed_dataset().IndexedDataset(str(self._prefix)) if filled else None
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int64 [documents]: tokens of each document."""
+        return np.asarray(self._data.sequence_lengths if self._data else np.zeros(0), np.int64)
+
+    @property
+    def documents(self) -> int:
+        """Their number."""
+        return len(self.lengths)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Of all documents."""
+        return int(self.lengths.sum())
 
     def read(self, doc: int, begin: int = 0, end: int | None = None) -> np.ndarray:
         """Tokens [begin, end) of document `doc`, clipped to it: a read-only view, uint16 or int32."""
@@ -95,6 +112,15 @@ class Store:
                 f"{path}: made with another tokenizer ({recorded[:12]}) than expected ({tokenizer_digest[:12]}); "
                 "use the store the run started with, or prepare one with its tokenizer"
             )
+        return cls._with(path, tokenizer, manifest)
+
+    @classmethod
+    def of(cls, path: Path, tokenizer: Tokenizer) -> Store:
+        """The store that this process has just written at `path` with `tokenizer`."""
+        return cls._with(path, tokenizer, read_manifest(path))
+
+    @classmethod
+    def _with(cls, path: Path, tokenizer: Tokenizer, manifest: dict[str, Any]) -> Store:
         splits = {name: Split(path / name, tokenizer.vocab_size) for name in SPLITS}
         return cls(path, tokenizer, manifest, splits)
 
@@ -121,25 +147,39 @@ class Store:
 
 
 class SplitWriter:
-    """Writes one split: `add` each document, then `close`."""
+    """Writes one split: `add` documents, then `close`. The bytes are those of megatron-core's IndexedDatasetBuilder.
+
+    Not that class itself: it takes one document at a time, and seconds to import.
+    """
 
     def __init__(self, prefix: Path, vocab_size: int) -> None:
-        module = _indexed_dataset()
-        self._prefix = prefix
-        self._builder = module.IndexedDatasetBuilder(
-            str(prefix.with_suffix(".bin")), dtype=module.DType.optimal_dtype(vocab_size)
-        )
+        self._prefix, self._type = prefix, id_type(vocab_size)
+        self._file = prefix.with_suffix(".bin").open("wb")
+        self._lengths: list[np.ndarray] = []
         self.documents = self.tokens = 0
 
-    def add(self, ids: np.ndarray) -> None:
-        """Append one document of integer ids [n], n > 0."""
-        self._builder.add_document(ids, [len(ids)])
-        self.documents += 1
+    def add(self, ids: np.ndarray, lengths: np.ndarray | None = None) -> None:
+        """Append documents of integer ids, those of all behind one another; `lengths` [n] > 0, None: it is one."""
+        lengths = np.array([len(ids)]) if lengths is None else lengths
+        self._file.write(np.ascontiguousarray(ids, self._type).data)
+        self._lengths.append(np.asarray(lengths, np.int64))
+        self.documents += len(lengths)
         self.tokens += len(ids)
 
     def close(self) -> None:
         """Write the index. The split cannot be read before."""
-        self._builder.finalize(str(self._prefix.with_suffix(".idx")))
+        self._file.close()
+        lengths = np.concatenate([np.zeros(0, np.int64), *self._lengths])
+        begins = (np.cumsum(lengths) - lengths) * self._type.itemsize
+        with self._prefix.with_suffix(".idx").open("wb") as file:
+            file.write(struct.pack("<9sQBQQ", _MAGIC, 1, _CODES[self._type.name], len(lengths), len(lengths) + 1))
+            for values in (lengths.astype(np.int32), begins, np.arange(len(lengths) + 1, dtype=np.int64)):
+                file.write(values.data)
+
+
+def id_type(vocab_size: int) -> np.dtype:
+    """Of stored ids, as megatron-core chooses it."""
+    return np.dtype(np.uint16 if vocab_size < 65_500 else np.int32)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

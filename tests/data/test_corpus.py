@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growth_ds.data.corpus import Document, _raw_lines, read_documents, source_files
+from growth_ds.data.corpus import Document, _raw_lines, read_documents, read_pieces, source_files
 from growth_ds.errors import UserError
 
 TEXT = "First line\nsecond line\n\n  \nÄ second document\r\n\r\n\nThird"
@@ -142,3 +142,19 @@ def test_lines_put_together_are_the_stream_and_end_at_line_feeds(blocks: list[by
     assert b"".join(lines) == b"".join(blocks)
     assert all(line.count(b"\n") == line.endswith(b"\n") for line in lines)
     assert all(line.endswith(b"\n") for line in lines[:-1])
+
+
+@pytest.mark.parametrize("block", [1, 7, 40, 1 << 20])
+def test_pieces_know_their_place_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    lines = [json.dumps({"text": f"line {i} of ünicode"}, ensure_ascii=False).encode() for i in range(12)]
+    whole, bad, cut = tmp_path / "whole.jsonl", tmp_path / "bad.jsonl", tmp_path / "cut.jsonl"
+    whole.write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines))
+    bad.write_bytes(b"\n".join([*lines, b"{", *lines]))
+    cut.write_bytes(b"\n".join([*lines, b'{"text": "\xff"}']))
+    expected = list(read_documents([whole]))
+    assert [document.id for document in expected] == [f"whole.jsonl:{i}" for i in range(1, 13)]
+    monkeypatch.setattr("growth_ds.data.corpus._BLOCK_BYTES", block)
+    assert list(read_documents([whole])) == expected
+    assert len(list(read_pieces([whole]))) == {1: 12, 7: 12, 40: 10, 1 << 20: 2}[block]
+    assert f"{bad}:13: not valid json" in fails(bad)
+    assert f"not UTF-8 at byte {cut.read_bytes().index(0xFF)} of the decompressed text" in fails(cut)

@@ -134,3 +134,20 @@ def test_handlers_are_the_callers_again() -> None:
     assert list(ordered_map(abs, range(3), 2)) == [0, 1, 2]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+UNGUARDED = """
+import sys
+from growth_ds.data.parallel import ordered_map
+
+print("imported", flush=True)
+print(list(ordered_map(abs, range(-4, 0), 2)), __file__ == sys.argv[0])
+"""
+
+
+def test_workers_do_not_import_the_program_again(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    root = Path(__file__).resolve().parents[2]
+    command, env = [sys.executable, tmp_path / "script.py"], {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("imported\n[4, 3, 2, 1] True\n", "")

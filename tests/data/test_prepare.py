@@ -41,7 +41,7 @@ def fails(*args: object, **options: object) -> str:
 
 def test_the_bytes_do_not_depend_on_workers(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CHARACTERS_PER_WORKER", 1000)
-    monkeypatch.setattr("growth_ds.data.encode._BATCH_CHARACTERS", 5000)
+    monkeypatch.setattr("growth_ds.data.corpus._BLOCK_BYTES", 5000)
     stores = [
         prepare([corpus], tmp_path / f"with {n}", vocab_size=80, workers=n, valid=0.2, progress=False)
         for n in (1, 2, 3)
@@ -209,3 +209,15 @@ def test_bad_requests_are_user_errors_and_leave_nothing(tmp_path: Path, corpus: 
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{')
     assert "bad.jsonl:2: not valid json" in fails([corpus, tmp_path / "bad.jsonl"], out, tokenizer=unigram)
     assert {p.name for p in tmp_path.iterdir()} == {"text.jsonl", "bad.jsonl"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_fault_far_into_the_corpus_is_one_line_and_leaves_nothing(
+    tmp_path: Path, unigram: Tokenizer, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(module, "_CHARACTERS_PER_WORKER", 100)
+    monkeypatch.setattr("growth_ds.data.corpus._BLOCK_BYTES", 2000)
+    corpus = write_corpus(tmp_path / "text.jsonl", 80)
+    corpus.write_text(corpus.read_text() + "\n{")
+    assert f"{corpus}:81: not valid json" in fails([corpus], tmp_path / "s", tokenizer=unigram, workers=workers)
+    assert [p.name for p in tmp_path.iterdir()] == ["text.jsonl"]

@@ -19,6 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+os.environ["GROWTH_DS_LONG_RUNS"] = "1"  # tests.distributed.growing looks at it when it is imported
+
 from benchmarks.common import about
 from tests.distributed.corpus import FOLDER, make_store
 from tests.distributed.growing import GROWTHS, noted

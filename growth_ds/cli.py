@@ -251,6 +251,15 @@ def convert(
     typer.echo("\n".join(lines))
 
 
+@app.command(epilog="Example: growth-ds doctor --json")
+def doctor(as_json: Json = False) -> None:
+    """Show versions and devices, and which implementation every fused op takes here and why."""
+    from growth_ds import doctor as examination
+
+    record = examination.examine()
+    typer.echo(json.dumps(record, indent=1) if as_json else "\n".join(examination.lines(record)))
+
+
 @app.command(epilog="Example: growth-ds demo")
 def demo(
     run_dir: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),

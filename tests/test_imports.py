@@ -46,6 +46,7 @@ ROOMS: dict[str, set[str]] = {
     "evaluate": PARTS | {"data"},
     "interop": PARTS | {"checkpoint", "data"},
     "report": BASE | {"model", "checkpoint", "run_folder"},
+    "doctor": {"ops"},
     "testing": BASE | {"growth", "model"},  # for recipes of users: it may not need an engine
 }
 ROOMS["trainer"] = set(ROOMS) - {"interop"}

@@ -131,7 +131,8 @@ __global__ void __launch_bounds__(WARPS* WARP) forward(const NormForward task) {
   }
 }
 
-// of_z = rstd (a - s sum(a) - s n sum(a n)) with n = (z - mean) rstd, a = of_y gamma and the share s of an element. Each
+// a is rounded before it is summed and before the sum is taken away, so that what should cancel does (__fmul_rn). The
+// formula: of_z = rstd (a - s sum(a) - s n sum(a n)) with n = (z - mean) rstd, a = of_y gamma and the share s of an element. Each
 // block keeps its columns' sums for gamma, beta and bias in registers and writes one partial of them.
 template <typename T, int WARPS, int P>
 __global__ void __launch_bounds__(WARPS* WARP) backward(const NormBackward task) {
@@ -155,8 +156,9 @@ __global__ void __launch_bounds__(WARPS* WARP) backward(const NormBackward task)
         const float slope = wide(of_y[p].at[k]), normal = (wide(z[p].at[k]) - mean) * rstd;
         of_gamma[p][k] += slope * normal;
         of_beta[p][k] += slope;
-        straight += slope * wide(gamma.at[k]);
-        along += slope * wide(gamma.at[k]) * normal;
+        const float a = __fmul_rn(slope, wide(gamma.at[k]));
+        straight += a;
+        along += a * normal;
       }
     }
     const float2 sums = block_sum<WARPS>(straight, along, shared);
@@ -170,7 +172,8 @@ __global__ void __launch_bounds__(WARPS* WARP) backward(const NormBackward task)
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         const float normal = (wide(z[p].at[k]) - mean) * rstd;
-        of_z[k] = rstd * (wide(of_y[p].at[k]) * wide(gamma.at[k]) - share.at[k] * (sums.x + normal * sums.y));
+        const float a = __fmul_rn(wide(of_y[p].at[k]), wide(gamma.at[k]));
+        of_z[k] = rstd * (a - share.at[k] * (sums.x + normal * sums.y));
         z[p].at[k] = narrow<T>(of_z[k]);
       }
       if (task.of_residual) store(at<T>(task.of_residual, r * task.width + column), z[p]);
@@ -255,7 +258,7 @@ __global__ void __launch_bounds__(LOOP_WARPS* WARP) backward_loop(const NormBack
     const T *of_y = at<T>(task.of_y, r * task.width), *z = at<T>(task.z, r * task.width);
     float straight = 0.0f, along = 0.0f;
     for (int64_t i = threadIdx.x; i < task.width; i += blockDim.x) {
-      const float a = wide(of_y[i]) * wide(*at<T>(task.gamma, i));
+      const float a = __fmul_rn(wide(of_y[i]), wide(*at<T>(task.gamma, i)));
       straight += a;
       along += a * (wide(z[i]) - mean) * rstd;
     }
@@ -263,7 +266,7 @@ __global__ void __launch_bounds__(LOOP_WARPS* WARP) backward_loop(const NormBack
     for (int64_t i = threadIdx.x; i < task.width; i += blockDim.x) {
       const float slope = wide(of_y[i]), normal = (wide(z[i]) - mean) * rstd;
       const float share = task.share ? task.share[i] : equal;
-      float of_z = rstd * (slope * wide(*at<T>(task.gamma, i)) - share * (sums.x + normal * sums.y));
+      float of_z = rstd * (__fmul_rn(slope, wide(*at<T>(task.gamma, i))) - share * (sums.x + normal * sums.y));
       if (task.of_residual) *at<T>(task.of_residual, r * task.width + i) = narrow<T>(of_z);
       of_z *= keep_one(task.dropout, seed, r, i);
       *at<T>(task.of_x, r * task.width + i) = narrow<T>(of_z);

@@ -5,8 +5,24 @@ namespace growth_ds::GROWTH_DS_ISA {
 namespace {
 
 constexpr float INV_SQRT_2PI = 0.39894228040143268f;
-constexpr float SQRT_2_OVER_PI = 0.79788456080286536f;
+constexpr float TWICE = 1.5957691216057308f;  // 2 sqrt(2 / pi)
 constexpr float CUBE = 0.044715f;
+
+constexpr float LOG2_E = 1.4426950408889634f;
+
+// 2^x for x <= 0, to 2e-9 before rounding; below -125 it is 2^-125. (exp_fast goes both ways and takes 7 steps more.)
+GROWTH_DS_INLINE Floats power_of_two(Floats x) {
+  x = larger(splat(-125.0f), x);  // a NaN stays one
+  const Floats shifted = x + 12582912.0f;  // 1.5 * 2^23: its lowest bits are the whole number nearest to x
+  const Floats r = x - (shifted - 12582912.0f);
+  Floats p = r * 0.000153458122f + 0.00133999315f;
+  p = p * r + 0.00961848896f;
+  p = p * r + 0.0555032878f;
+  p = p * r + 0.240226469f;
+  p = p * r + 0.693147206f;
+  p = p * r + 1.0f;
+  return (Floats)((Words)p + ((Words)shifted << 23));  // into the exponent
+}
 
 struct Gelu {
   Floats share;  // y = x * share
@@ -16,7 +32,7 @@ struct Gelu {
 // share = Phi(x), the normal distribution: below 0 its tail, which keeps its relative precision, else 1 - tail.
 GROWTH_DS_INLINE Gelu gelu_erf(Floats x) {
   const Floats size = (Floats)((Words)x & 0x7fffffffu);
-  const Floats bell = exp_fast(x * x * -0.5f);
+  const Floats bell = power_of_two(x * x * (-0.5f * LOG2_E));
   const Floats t = 1.0f / (size * GROWTH_DS_TAIL_STEP + 1.0f);
   const Floats tail = GROWTH_DS_TAIL(t) * bell;
   const Floats share = select((Ints)(x > 0.0f), 1.0f - tail, tail);
@@ -42,14 +58,15 @@ GROWTH_DS_INLINE Floats odd(const float (&powers)[N], Floats x) {
   return sum * x + 0.5f;
 }
 
-// share = (1 + tanh u) / 2 = 1 / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
+// share = (1 + tanh u) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3): with e = exp(-2 |u|), 1 / (1 + e) or, below 0, the
+// rest e / (1 + e), which neither cancels nor overflows.
 GROWTH_DS_INLINE Gelu gelu_tanh(Floats x) {
-  const Floats square = x * x;
-  const Floats less = x * (square * (-2.0f * SQRT_2_OVER_PI * CUBE) - 2.0f * SQRT_2_OVER_PI);  // -2 u
-  const Floats power = exp_fast(less);
-  const Floats share = 1.0f / (power + 1.0f);
-  const Floats steep = square * (6.0f * SQRT_2_OVER_PI * CUBE) + 2.0f * SQRT_2_OVER_PI;  // 2 du/dx
-  return {share, x * share * (power * share) * steep + share};  // power * share = 1 - share, without the cancellation
+  const Floats square = x * x, size = (Floats)((Words)x & 0x7fffffffu);
+  const Floats e = power_of_two(size * (square * (-LOG2_E * TWICE * CUBE) - LOG2_E * TWICE));
+  const Floats large = 1.0f / (e + 1.0f), small = e * large;
+  const Floats share = select((Ints)(x > 0.0f), large, small);
+  const Floats steep = square * (3.0f * TWICE * CUBE) + TWICE;  // 2 du/dx
+  return {share, x * (large * small) * steep + share};
 }
 
 template <typename T, bool TANH>

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "type.h"
 
@@ -38,21 +39,26 @@ __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
-// `from` is 16-byte aligned.
+template <typename T>
+constexpr int PARTS = sizeof(Pack<T>) / sizeof(uint4);
+
+// `from` is 16-byte aligned. memcpy: a pack is no uint4, and the compiler may use that.
 template <typename T>
 __device__ __forceinline__ Pack<T> load(const T* from) {
-  Pack<T> out;
-  constexpr int PARTS = sizeof(Pack<T>) / sizeof(uint4);
+  uint4 parts[PARTS<T>];
 #pragma unroll
-  for (int i = 0; i < PARTS; ++i) reinterpret_cast<uint4*>(&out)[i] = reinterpret_cast<const uint4*>(from)[i];
+  for (int i = 0; i < PARTS<T>; ++i) parts[i] = reinterpret_cast<const uint4*>(from)[i];
+  Pack<T> out;
+  memcpy(&out, parts, sizeof out);
   return out;
 }
 
 template <typename T>
 __device__ __forceinline__ void store(T* to, const Pack<T>& x) {
-  constexpr int PARTS = sizeof(Pack<T>) / sizeof(uint4);
+  uint4 parts[PARTS<T>];
+  memcpy(parts, &x, sizeof x);
 #pragma unroll
-  for (int i = 0; i < PARTS; ++i) reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(&x)[i];
+  for (int i = 0; i < PARTS<T>; ++i) reinterpret_cast<uint4*>(to)[i] = parts[i];
 }
 
 __device__ __forceinline__ float warp_sum(float x) {

@@ -1,0 +1,61 @@
+"""The ops that have more than one implementation, and which of them this machine takes: for `growth-ds doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from growth_ds.ops import library
+
+
+@dataclass(frozen=True)
+class Op:
+    """One row: what an op does, and the compiled kernels it needs (names under torch.ops.growth_ds)."""
+
+    name: str
+    does: str
+    kernels: tuple[str, ...]
+
+
+OPS = (
+    Op("bias_gelu", "gelu(x + bias)", ("bias_gelu", "bias_gelu_backward")),
+    Op(
+        "bias_dropout_residual_layer_norm",
+        "LayerNorm(residual + dropout(x + bias)), weighted or not",
+        ("bias_dropout_residual_layer_norm", "bias_dropout_residual_layer_norm_backward"),
+    ),
+    Op("masked_lm_loss", "decoder and cross-entropy of the masked positions", ("cross_entropy_",)),
+)
+
+_SETS = {0: "base", 3: "AVX2", 4: "AVX-512"}
+
+
+def devices() -> list[str]:
+    """The kinds of device of this machine that ops run on: "cpu", and "cuda" where there is one."""
+    return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def instruction_set() -> str:
+    """Which CPU kernels are taken; "none" where they are not there."""
+    return "none" if library.missing("cpu") else _SETS[int(torch.ops.growth_ds.instruction_set())]
+
+
+def implementation(op: Op, device: str) -> tuple[str, str]:
+    """What the op runs on the device: "cpu" or "cuda" (its own kernels) or "torch" (its reference); and why."""
+    if library.off():
+        return "torch", f"{library.SWITCH}=torch"
+    if reason := library.missing(device):
+        return "torch", reason
+    key = device.upper()
+    lacking = [name for name in op.kernels if not _has_kernel(name, key)]
+    if lacking:
+        return "torch", f"no {device} kernel for {lacking[0]}"
+    dtypes = "fp32, bf16, fp16" if device == "cuda" else "fp32, bf16"
+    return device, dtypes if device == "cuda" else f"{dtypes}; {instruction_set()}"
+
+
+def _has_kernel(name: str, key: str) -> bool:
+    has: Any = torch._C._dispatch_has_kernel_for_dispatch_key
+    return hasattr(torch.ops.growth_ds, name) and bool(has(f"growth_ds::{name}", key))

@@ -98,6 +98,8 @@ def dismantle(ds_engine: Any, snapshot: Snapshot) -> None:
     inner.state.clear()
     inner.param_groups.clear()
     inner.multipliers.clear()
+    inner.factor = None
+    inner._optimizer_step_pre_hooks.clear()
     if hasattr(inner, "segments"):
         inner.segments, inner.reduce = {}, None
     snapshot.restore()

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growth_ds.optim.adamw import SLICE
+from growth_ds.ops.adamw import SLICE
 from growth_ds.optim.state import adam_state
 
 
@@ -57,6 +57,7 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.nvlamb = nvlamb
         self.multipliers: dict[Tensor, Tensor] = {}
+        self.factor: Tensor | None = None
         self.segments: Mapping[Tensor, list[Segment]] = {}
         self.parameters = 0
         self.reduce: Callable[[Tensor], None] | None = None
@@ -96,6 +97,8 @@ class Lamb(torch.optim.Optimizer):
         whole = [update, *(t.view(-1) for t in (param, state["exp_avg"], state["exp_avg_sq"]))]
         for begin in range(0, param.numel(), SLICE):
             slope, weight, first, second = (tensor[begin : begin + SLICE] for tensor in whole)
+            if self.factor is not None:
+                slope.mul_(self.factor)
             first.lerp_(slope, 1 - b1)
             second.mul_(b2).addcmul_(slope, slope, value=1 - b2)
             root = second.sqrt().div_(second_left).add_(group["eps"])

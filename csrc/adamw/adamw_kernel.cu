@@ -18,27 +18,6 @@ struct Arguments {
   bool aligned;
 };
 
-__device__ int64_t stretch_of(int64_t at, const int64_t* ends, int64_t segments) {
-  int64_t low = 0, high = segments;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (ends[middle] > at)
-      high = middle;
-    else
-      low = middle + 1;
-  }
-  return low;
-}
-
-__device__ void multipliers(const Arguments& a, int64_t i, int count, float out[4]) {
-  if (a.ends == nullptr) return load_four(a.multiplier, i, count, a.aligned, out);
-  int64_t k = stretch_of(i, a.ends, a.segments);
-  for (int j = 0; j < 4; ++j) {
-    while (k + 1 < a.segments && a.ends[k] <= i + j) ++k;
-    out[j] = a.multiplier[k];
-  }
-}
-
 template <typename G, typename L, bool SCALED>
 __global__ void __launch_bounds__(THREADS) kernel(Arguments a, const G* grad, L* low) {
   const Adam adam = adam_of(a.options, a.step);
@@ -52,7 +31,7 @@ __global__ void __launch_bounds__(THREADS) kernel(Arguments a, const G* grad, L*
     load_four(a.first, i, count, a.aligned, first);
     load_four(a.second, i, count, a.aligned, second);
     load_four(grad, i, count, a.aligned, slope);
-    if (SCALED) multipliers(a, i, count, times);
+    if (SCALED) load_multipliers(a.multiplier, a.ends, a.segments, i, count, a.aligned, times);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       float update = adam_direction(adam, slope[k] * factor, first[k], second[k]);

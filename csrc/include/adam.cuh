@@ -92,6 +92,31 @@ __device__ inline void store_four(T* to, int64_t i, int count, bool aligned, con
     if (k < count) to[i + k] = rounded<T>(in[k]);
 }
 
+// The first stretch that reaches beyond `at`.
+__device__ inline int64_t stretch_of(int64_t at, const int64_t* ends, int64_t segments) {
+  int64_t low = 0, high = segments;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (ends[middle] > at)
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  return low;
+}
+
+// Each element's own multipliers, or (with `ends`) those of its stretch.
+__device__ inline void load_multipliers(const float* multiplier, const int64_t* ends, int64_t segments, int64_t i,
+                                        int count, bool aligned, float out[4]) {
+  if (ends == nullptr) return load_four(multiplier, i, count, aligned, out);
+  int64_t k = stretch_of(i, ends, segments);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    while (k + 1 < segments && ends[k] <= i + j) ++k;
+    out[j] = multiplier[k];
+  }
+}
+
 inline bool is_aligned(const void* pointer, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;  // null is
 }

@@ -45,6 +45,7 @@ from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.planner import make_plan
 from growth_ds.growth.state import grow_state
 from growth_ds.model.layout import FIXED, layout, parameter_shapes
+from growth_ds.ops.growth_gather import gather
 
 RESULTS = Path(__file__).parent / "results"
 TIME_GOAL, MEMORY_GOAL = 1.5, 1.1
@@ -131,7 +132,7 @@ def grow_all(path: Path, plan: GrowthPlan, model: Model) -> State:
 
     target = {}
     for name in parameter_shapes(model):
-        state = grow_state(plan, name, read)
+        state = grow_state(plan, name, read, gather)
         target[name] = TensorState(held(state.weight), held(state.exp_avg), held(state.exp_avg_sq), state.step)
         del state
     return target

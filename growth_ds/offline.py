@@ -23,6 +23,7 @@ from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.state import grow_state
 from growth_ds.model.bert import Bert, check_rows
 from growth_ds.model.layout import parameter_shapes
+from growth_ds.ops.growth_gather import gather
 from growth_ds.run_folder import RunFolder
 
 
@@ -87,7 +88,7 @@ def grow_checkpoint(
 
     def read(name: str) -> TensorState:
         try:
-            return grow_state(plan, name, source.read)
+            return grow_state(plan, name, source.read, gather)
         except ValueError as error:
             raise UserError(f"{source.path}: {error}") from None
 

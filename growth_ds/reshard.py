@@ -27,6 +27,7 @@ from growth_ds.growth.state import Source, grown_range, grown_step, grown_tensor
 from growth_ds.model import cost
 from growth_ds.model.init import initial
 from growth_ds.model.layout import parameter_shapes
+from growth_ds.ops.growth_gather import gather
 
 
 class InitialState:
@@ -119,17 +120,17 @@ def _fill(engine: ZeroEngine, plan: GrowthPlan, source: Source, name: str) -> No
             return torch.empty(0)
         if kind != "weight" and not moments:
             return None
-        return grown_range(plan, name, kind, source, begin, end)
+        return grown_range(plan, name, kind, source, begin, end, gather)
 
     engine.state.fill(name, make, grown_step(plan, name, source))
 
 
 def _whole(plan: GrowthPlan, source: Source, name: str) -> TensorState:
-    weight = grown_tensor(plan, name, "weight", source)
+    weight = grown_tensor(plan, name, "weight", source, gather)
     step = grown_step(plan, name, source)
     if not has_moments(plan, name, source):
         return TensorState(weight, None, None, step)
-    exp_avg, exp_avg_sq = (grown_tensor(plan, name, kind, source) for kind in ("exp_avg", "exp_avg_sq"))
+    exp_avg, exp_avg_sq = (grown_tensor(plan, name, kind, source, gather) for kind in ("exp_avg", "exp_avg_sq"))
     return TensorState(weight, exp_avg, exp_avg_sq, step)
 
 

@@ -27,6 +27,9 @@ class __attribute__((visibility("hidden"))) Stream {
 // `error`: what a launcher returned, null when all went well.
 inline void check(const char* error) { STD_TORCH_CHECK(error == nullptr, "growth_ds: ", error ? error : ""); }
 
+// The same for launchers that return CUDA's own number.
+inline void check(int error, const char* name) { STD_TORCH_CHECK(error == 0, name, ": CUDA error ", error); }
+
 inline Type type_of(const torch::stable::Tensor& x) {
   using torch::headeronly::ScalarType;
   switch (x.scalar_type()) {

@@ -98,8 +98,11 @@ def dismantle(ds_engine: Any, snapshot: Snapshot) -> None:
     inner.state.clear()
     inner.param_groups.clear()
     inner.multipliers.clear()
+    inner.factor = None
+    inner._optimizer_step_pre_hooks.clear()
     if hasattr(inner, "segments"):
         inner.segments, inner.reduce = {}, None
+        inner._places.clear()
     snapshot.restore()
     # The objects themselves are tied together by bound methods and hook closures; empty them so that whatever still
     # names one of them holds no tensor. The engine's __del__ calls destroy() again and expects these two.

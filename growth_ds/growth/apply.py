@@ -26,7 +26,7 @@ from growth_ds.growth.dense import DenseMap, grow_dense
 from growth_ds.growth.dims import Dim, dims_of
 from growth_ds.growth.elements import PLAIN, Context, Elements, along, prepared
 
-__all__ = ["PLAIN", "Context", "Maps", "check_range", "grow", "grow_range", "is_still", "shrink"]
+__all__ = ["PLAIN", "Context", "Gather", "Maps", "check_range", "grow", "grow_range", "is_still", "shrink"]
 
 Maps = Mapping[str, AxisMap | DenseMap]
 MAX_BLOCKS = 256
@@ -35,6 +35,9 @@ PIECE = 1 << 17
 """Elements that are made at a time: what it needs for them stays in the processor's cache."""
 Make = Callable[[Tensor, Box], None]
 """Writes the elements of a box into a tensor of the box's shape."""
+Gather = Callable[[Tensor, list[Dim], int, int], Tensor | None]
+"""(old tensor, its axes, begin, end) -> elements [begin, end) of the flattened grown one, the same bits; or None. A
+compiled op, for axes that are a gather and factors: this room is algebra, and is handed it."""
 
 
 def grow(
@@ -45,11 +48,13 @@ def grow(
     kind: str = "weight",
     context: Context = PLAIN,
     above: Tensor | None = None,
+    gather: Gather | None = None,
 ) -> Tensor:
     """The grown tensor, of x's dtype; x itself where nothing moves.
 
     `row`: its layout row; `old`: the axis sizes before, which fit x. `above`: the same tensor of the next layer, for
-    maps with donors. Raises ValueError for a donor map without it.
+    maps with donors. `gather`: what makes plain copies faster, if it can. Raises ValueError for a donor map without
+    `above`.
     """
     axes = parse(row)
     if _is_dense(row, maps):
@@ -58,6 +63,9 @@ def grow(
     if all(dim.is_trivial for dim in dims):
         return x
     new = {axis: maps[axis].new if axis in maps else size for axis, size in old.items()}
+    made = _gathered(x, dims, 0, prod(dim.new for dim in dims), gather)
+    if made is not None:
+        return made.reshape(axes.shape(new))
     out = torch.empty([dim.new for dim in dims], dtype=x.dtype, device=x.device)
     _maker(x, dims, kind, context, above)(out, tuple((0, dim.new) for dim in dims))
     return out.reshape(axes.shape(new))
@@ -73,6 +81,7 @@ def grow_range(
     kind: str = "weight",
     context: Context = PLAIN,
     above: Tensor | None = None,
+    gather: Gather | None = None,
 ) -> Tensor:
     """Elements [begin, end) of the flattened grown tensor, the same bits as `grow`, without building the rest of it.
 
@@ -88,6 +97,9 @@ def grow_range(
     check_range(begin, end, prod(sizes))
     if all(dim.is_trivial for dim in dims):
         return x.reshape(-1)[begin:end]
+    made = _gathered(x, dims, begin, end, gather)
+    if made is not None:
+        return made
     out = torch.empty(end - begin, dtype=x.dtype, device=x.device)
     make, done = _maker(x, dims, kind, context, above), 0
     for box in boxes_of(sizes, begin, end):
@@ -95,6 +107,13 @@ def grow_range(
         make(out[done : done + prod(shape)].view(shape), box)
         done += prod(shape)
     return out
+
+
+def _gathered(x: Tensor, dims: list[Dim], begin: int, end: int, gather: Gather | None) -> Tensor | None:
+    """The elements by `gather`, None where there is none, or where they are more than copies times factors."""
+    if gather is None or any(dim.is_special or (dim.source is None and dim.scale is not None) for dim in dims):
+        return None
+    return gather(x, dims, begin, end)
 
 
 def check_range(begin: int, end: int, size: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from growth_ds.axes import parse, role
 from growth_ds.config import Grow
 from growth_ds.growth import draw
-from growth_ds.growth.apply import Context, Maps, check_range, grow, grow_range, is_still
+from growth_ds.growth.apply import Context, Gather, Maps, check_range, grow, grow_range, is_still
 from growth_ds.growth.axis_map import AxisMap
 from growth_ds.growth.dense import DenseMap
 from growth_ds.growth.elements import DRAW
@@ -82,7 +82,7 @@ def grown_step(plan: GrowthPlan, name: str, source: Source) -> int:
     return _step(plan.grow, step) if has_moments(plan, name, source) else 0
 
 
-def grown_tensor(plan: GrowthPlan, name: str, kind: str, source: Source) -> Tensor:
+def grown_tensor(plan: GrowthPlan, name: str, kind: str, source: Source, gather: Gather | None = None) -> Tensor:
     """One kind of a grown parameter, in its shape; the source's own tensor where nothing changes.
 
     Raises KeyError for an unknown parameter; ValueError, naming it, where the source is not finite, and for a moment
@@ -95,10 +95,12 @@ def grown_tensor(plan: GrowthPlan, name: str, kind: str, source: Source) -> Tens
         return _initial(plan, name, kind, context, source, 0, shape.numel()).reshape(shape)
     old, maps = _tables(plan, pattern, layer, kind)
     x = old_values(plan, name, kind, source)
-    return grow(x, row, old, maps, kind, context, values_above(plan, name, kind, source))
+    return grow(x, row, old, maps, kind, context, values_above(plan, name, kind, source), gather)
 
 
-def grown_range(plan: GrowthPlan, name: str, kind: str, source: Source, begin: int, end: int) -> Tensor:
+def grown_range(
+    plan: GrowthPlan, name: str, kind: str, source: Source, begin: int, end: int, gather: Gather | None = None
+) -> Tensor:
     """[end - begin]: elements [begin, end) of `grown_tensor`, flattened, the same bits.
 
     Where nothing moves inside the tensor no more than this range of the source is read (and found finite), and the
@@ -114,10 +116,11 @@ def grown_range(plan: GrowthPlan, name: str, kind: str, source: Source, begin: i
     if is_still(row, old, maps, kind, context):
         return old_values(plan, name, kind, source, (begin, end))
     x = old_values(plan, name, kind, source)
-    return grow_range(x, row, old, maps, begin, end, kind, context, values_above(plan, name, kind, source))
+    above = values_above(plan, name, kind, source)
+    return grow_range(x, row, old, maps, begin, end, kind, context, above, gather)
 
 
-def grow_state(plan: GrowthPlan, name: str, read: Read[S]) -> S:
+def grow_state(plan: GrowthPlan, name: str, read: Read[S], gather: Gather | None = None) -> S:
     """Weight, moments and step of one grown parameter; `read` gives the state of an old one by name.
 
     Raises ValueError, naming the parameter, where the source is not finite.
@@ -127,11 +130,11 @@ def grow_state(plan: GrowthPlan, name: str, read: Read[S]) -> S:
     if _stays(plan):
         _check_finite(name, own, ("weight", "exp_avg", "exp_avg_sq"))
         return own
-    weight = grown_tensor(plan, name, "weight", source)
+    weight = grown_tensor(plan, name, "weight", source, gather)
     mean: Tensor | None = None
     square: Tensor | None = None
     if has_moments(plan, name, source):
-        mean, square = (grown_tensor(plan, name, kind, source) for kind in ("exp_avg", "exp_avg_sq"))
+        mean, square = (grown_tensor(plan, name, kind, source, gather) for kind in ("exp_avg", "exp_avg_sq"))
     elif _is_copied(plan, name):
         _check_finite(name, own, ("exp_avg", "exp_avg_sq"))
     step = grown_step(plan, name, source)

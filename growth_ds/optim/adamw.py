@@ -1,4 +1,4 @@
-"""torch's AdamW with a multiplier for each element's update.
+"""AdamW whose step is one pass over each tensor, with a multiplier for each element's update.
 
 After a growth the units of one tensor may need different rates: Adam's step does not depend on the size of a gradient,
 so a unit that was split into copies moves too far by the number of its copies. A parameter group knows only one rate,
@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growth_ds.ops import adamw as ops
+from growth_ds.ops.adamw import Multiplier
 from growth_ds.optim.state import adam_state
-
-SLICE = 2**22
-"""Elements of one slice of an explicit step: its two temporaries take 32 MiB in fp32, whatever the tensor's size."""
 
 
 class AdamW(torch.optim.AdamW):
     """AdamW whose `multipliers` scale the Adam update of each element, but not the decoupled weight decay.
 
-    `multipliers`: parameter -> fp32 tensor of as many elements on its device; may be changed between steps. Parameters
-    without an entry take torch's own step. The state is torch's in either case (exp_avg, exp_avg_sq, step).
+    `multipliers`: parameter -> fp32 tensor of as many elements on its device, or `Stretches`; may be changed between
+    steps. `factor`: one fp32 element that every gradient is multiplied with, as clipping does; None: nothing. The
+    compiled op takes every parameter that it can; of the others those without a multiplier take torch's own step. The
+    state is torch's in every case (exp_avg, exp_avg_sq, step).
     """
 
     def __init__(
@@ -38,7 +39,8 @@ class AdamW(torch.optim.AdamW):
         fused: bool | None = None,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, foreach=foreach, fused=fused)
-        self.multipliers: dict[Tensor, Tensor] = {}
+        self.multipliers: dict[Tensor, Multiplier] = {}
+        self.factor: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -46,35 +48,33 @@ class AdamW(torch.optim.AdamW):
         if closure is not None:
             raise ValueError("this optimizer takes no closure: compute the gradients, then step")
         whole = [group["params"] for group in self.param_groups]
-        if not any(param in self.multipliers for params in whole for param in params):
-            super().step()
-            return
         try:
             for group, params in zip(self.param_groups, whole, strict=True):
-                for param in params:
-                    if param in self.multipliers and param.grad is not None:
-                        self._step_one(group, param, param.grad, self.multipliers[param])
-                group["params"] = [param for param in params if param not in self.multipliers]
-            super().step()
+                group["params"] = [param for param in params if not self._step_one(group, param)]
+            if any(group["params"] for group in self.param_groups):
+                super().step()
         finally:
             for group, params in zip(self.param_groups, whole, strict=True):
                 group["params"] = params
 
-    def _step_one(self, group: dict[str, Any], param: Tensor, grad: Tensor, multiplier: Tensor) -> None:
-        """torch's formula (`_single_tensor_adam`), elementwise and in slices."""
-        if multiplier.numel() != param.numel():
+    def _step_one(self, group: dict[str, Any], param: Tensor) -> bool:
+        """Step one parameter here if there is anything in it for us; False leaves it to torch, its gradient scaled."""
+        grad, multiplier = param.grad, self.multipliers.get(param)
+        if grad is None:
+            return False
+        if multiplier is not None and not _fits(multiplier, param):
             raise ValueError(f"{multiplier.numel()} multipliers for a parameter of {param.numel()} elements")
         state = adam_state(self.state[param], param, bool(group["fused"]))
+        tensors = (param, state["exp_avg"], state["exp_avg_sq"], grad, state["step"])
+        if multiplier is None and (group["amsgrad"] or group["maximize"] or not ops.is_fused(*tensors)):
+            if self.factor is not None:
+                grad.mul_(self.factor)
+            return False
         state["step"] += 1
-        (b1, b2), step, lr = group["betas"], float(state["step"]), float(group["lr"])
-        size, root = lr / (1 - b1**step), (1 - b2**step) ** 0.5
-        whole = (param, state["exp_avg"], state["exp_avg_sq"], multiplier)
-        flat = [grad.reshape(-1), *(tensor.view(-1) for tensor in whole)]
-        for begin in range(0, param.numel(), SLICE):
-            slope, weight, first, second, scale = (tensor[begin : begin + SLICE] for tensor in flat)
-            if group["weight_decay"] != 0:
-                weight.mul_(1 - lr * group["weight_decay"])
-            first.lerp_(slope, 1 - b1)
-            second.mul_(b2).addcmul_(slope, slope, value=1 - b2)
-            update = first / (second.sqrt().div_(root).add_(group["eps"]))
-            weight.sub_(update.mul_(scale), alpha=size)
+        ops.adamw_(*tensors, ops.Options.of(group), factor=self.factor, multiplier=multiplier)
+        return True
+
+
+def _fits(multiplier: Multiplier, param: Tensor) -> bool:
+    """Whether it has as many elements; stretches are counted where they are made, for the device would be waited for."""
+    return not isinstance(multiplier, Tensor) or multiplier.numel() == param.numel()

@@ -23,7 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growth_ds.optim.adamw import SLICE
+from growth_ds.ops import lamb as ops
+from growth_ds.ops.adamw import Multiplier, Options
+from growth_ds.ops.lamb import Places
 from growth_ds.optim.state import adam_state
 
 
@@ -41,7 +43,8 @@ class Lamb(torch.optim.Optimizer):
 
     `segments`: tensor -> its pieces; a tensor that is not in it is one parameter. `parameters`: how many numbers the
     segments use. `reduce` sums a float64 vector over the ranks, in place; every rank calls `step` equally often then.
-    `multipliers`: tensor -> fp32 factor for each element of Adam's update, not of the decay. The state is Adam's.
+    `multipliers`: tensor -> fp32 factor for each element of Adam's update, not of the decay. `factor`: one fp32 element
+    that every gradient is multiplied with, as clipping does. The state is Adam's.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class Lamb(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.nvlamb = nvlamb
-        self.multipliers: dict[Tensor, Tensor] = {}
+        self.multipliers: dict[Tensor, Multiplier] = {}
+        self._places: dict[tuple[Tensor, tuple[Segment, ...]], Places] = {}
+        self.factor: Tensor | None = None
         self.segments: Mapping[Tensor, list[Segment]] = {}
         self.parameters = 0
         self.reduce: Callable[[Tensor], None] | None = None
@@ -66,7 +71,7 @@ class Lamb(torch.optim.Optimizer):
         """One step on the gradients, which it overwrites, and leaves as zeros; ValueError for a closure."""
         if closure is not None:
             raise ValueError("this optimizer takes no closure: compute the gradients, then step")
-        pieces: list[_Piece] = []
+        parts: list[_Part] = []
         others = self.parameters  # tensors without segments are numbered after the others
         for group in self.param_groups:
             for param in group["params"]:
@@ -75,83 +80,78 @@ class Lamb(torch.optim.Optimizer):
                 found = self.segments.get(param)
                 if found is None:
                     found, others = [Segment(others, 0, param.numel())], others + 1
-                pieces += self._updates(group, param, found)
-        if pieces or self.reduce is not None:
-            self._apply(pieces, self._norms(pieces, others))
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    # Under ZeRO-3 it may be a view of memory of which DeepSpeed writes anew what is no padding only.
-                    param.grad.zero_()
+                parts.append(self._update(group, param, found))
+        if parts or self.reduce is not None:
+            self._apply(parts, self._norms(parts, others))
+        for part in parts:
+            # Under ZeRO-3 it may be a view of memory of which DeepSpeed writes anew what is no padding only.
+            if part.grad.data_ptr() != part.update.data_ptr():  # else the second pass has done it
+                part.grad.zero_()
 
-    def _updates(self, group: dict[str, Any], param: Tensor, segments: list[Segment]) -> list[_Piece]:
-        """Moments forward, and Adam's update with its decay in the place of the gradient; the pieces of `param`."""
+    def _update(self, group: dict[str, Any], param: Tensor, segments: list[Segment]) -> _Part:
+        """Moments forward, and Adam's update with its decay in the place of the gradient."""
         state = adam_state(self.state[param], param, fused=False)
         state["step"] += 1
-        (b1, b2), step, decay = group["betas"], float(state["step"]), float(group["weight_decay"])
-        first_left, second_left = 1 - b1**step, (1 - b2**step) ** 0.5
-        update, scale = _flat_gradient(param), self.multipliers.get(param)
-        if scale is not None and scale.numel() != param.numel():
+        scale = self.multipliers.get(param)
+        if isinstance(scale, Tensor) and scale.numel() != param.numel():
             raise ValueError(f"{scale.numel()} multipliers for a parameter of {param.numel()} elements")
-        whole = [update, *(t.view(-1) for t in (param, state["exp_avg"], state["exp_avg_sq"]))]
-        for begin in range(0, param.numel(), SLICE):
-            slope, weight, first, second = (tensor[begin : begin + SLICE] for tensor in whole)
-            first.lerp_(slope, 1 - b1)
-            second.mul_(b2).addcmul_(slope, slope, value=1 - b2)
-            root = second.sqrt().div_(second_left).add_(group["eps"])
-            torch.div(first, root, out=slope).div_(first_left)
-            if scale is not None:
-                slope.mul_(scale[begin : begin + SLICE])
-            if decay != 0:
-                slope.add_(weight, alpha=decay)
-        return [_Piece.of(segment, whole[1], update, group, self.nvlamb) for segment in segments]
+        update, places = _flat_gradient(param), self._place(param, segments)
+        flat = [tensor.view(-1) for tensor in (param, state["exp_avg"], state["exp_avg_sq"])]
+        squares = ops.update_(
+            *flat, update, state["step"], Options.of(group), places, factor=self.factor, multiplier=scale
+        )
+        assert param.grad is not None
+        adapts = self.nvlamb or group["weight_decay"] != 0
+        indices = [segment.index for segment in segments]
+        rate, rate_scale = float(group["lr"]), float(group.get("lr_scale", 1.0))
+        return _Part(flat[0], update, param.grad, places, squares, indices, rate, rate_scale, adapts)
 
-    def _norms(self, pieces: list[_Piece], count: int) -> Tensor:
-        """float64 [2, count] squared norms of whole weights and whole updates.
+    def _place(self, param: Tensor, segments: list[Segment]) -> Places:
+        """The tables of a tensor's pieces, made once."""
+        key = (param, tuple(segments))
+        if key not in self._places:
+            rows = [(segment.offset, segment.offset + segment.numel) for segment in segments]
+            self._places[key] = Places.of(param.numel(), rows, param.device)
+        return self._places[key]
 
-        In float64, and in slices that bound its copies: a sum of squares in fp32 on the CPU is wrong by 1e-3 for the
-        word embedding of BERT-Large.
-        """
-        squares = torch.zeros(2, count, dtype=torch.float64)
-        for row, name in enumerate(("weight", "update")):
-            parts = [(piece.index, part) for piece in pieces for part in getattr(piece, name).split(SLICE)]
-            if parts:
-                norms = torch._foreach_norm([part for _, part in parts], 2, dtype=torch.float64)
-                numbers = torch.tensor([index for index, _ in parts])
-                # on the CPU: a GPU adds in any order, and replicas are to have the same bits
-                squares[row].index_add_(0, numbers, torch.stack(list(norms)).square().cpu())
+    def _norms(self, parts: list[_Part], count: int) -> Tensor:
+        """float64 [2, count] squared norms of whole weights and whole updates, where the tensors are."""
+        squares = torch.zeros(2, count, dtype=torch.float64, device=parts[0].weight.device if parts else "cpu")
+        for part in parts:
+            # a parameter has one piece in a tensor: nothing is added in an order that could change
+            squares.index_add_(1, torch.tensor(part.indices, dtype=torch.int64).to(squares.device), part.squares)
         if self.reduce is not None:
             self.reduce(squares)
         return squares
 
     @staticmethod
-    def _apply(pieces: list[_Piece], squares: Tensor) -> None:
-        weights, updates = squares.sqrt().tolist()
-        for piece in pieces:
-            size, moved, rate = weights[piece.index], updates[piece.index], piece.lr
-            if piece.adapts and size > 0 and moved > 0:
+    def _apply(parts: list[_Part], squares: Tensor) -> None:
+        weights, updates = squares.sqrt()
+        trust = torch.where((weights > 0) & (updates > 0), weights / updates, torch.nan)
+        for part in parts:
+            indices = torch.tensor(part.indices, dtype=torch.int64).to(trust.device)
+            rates = torch.full_like(trust[indices], part.lr)
+            if part.adapts:
                 # A rate that is scaled for a whole group has its decay divided by the same factor, so that only Adam's
                 # part is scaled (see `groups`). The trust ratio undoes that of itself: here it is not in the rate.
-                rate *= size / moved / piece.scale
-            piece.weight.sub_(piece.update, alpha=rate)
+                adapted = trust[indices] * (part.lr / part.scale)
+                rates = torch.where(adapted.isnan(), rates, adapted)
+            ops.apply_(part.weight, part.update, part.places, rates)
 
 
 @dataclass(frozen=True, eq=False)
-class _Piece:
-    """Elements of one parameter in one tensor, with their update."""
+class _Part:
+    """One tensor of the optimizer between the two passes; all but `grad` are flat."""
 
-    index: int
     weight: Tensor
     update: Tensor
+    grad: Tensor
+    places: Places
+    squares: Tensor
+    indices: list[int]
     lr: float
     scale: float
     adapts: bool
-
-    @staticmethod
-    def of(segment: Segment, weight: Tensor, update: Tensor, group: dict[str, Any], nvlamb: bool) -> _Piece:
-        adapts = nvlamb or group["weight_decay"] != 0
-        weight, update = (tensor.narrow(0, segment.offset, segment.numel) for tensor in (weight, update))
-        return _Piece(segment.index, weight, update, float(group["lr"]), float(group.get("lr_scale", 1.0)), adapts)
 
 
 def _flat_gradient(param: Tensor) -> Tensor:

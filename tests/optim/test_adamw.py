@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from growth_ds.optim import adamw
+from growth_ds.ops import adamw, library
+from growth_ds.ops.adamw import Stretches
 from growth_ds.optim.adamw import AdamW
 
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-6}
@@ -87,13 +88,34 @@ def test_ones_are_torch(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_entries_it_is_torch_to_the_last_bit(kind):
+def test_without_entries_and_compiled_ops_it_is_torch_to_the_last_bit(kind, monkeypatch):
+    monkeypatch.setenv(library.SWITCH, "torch")
     ours, theirs = parameters(), parameters()
     optimizer, plain = AdamW(groups(ours), **SETTINGS, **kind), torch.optim.AdamW(groups(theirs), **SETTINGS, **kind)
     optimizer.multipliers = {torch.zeros(3): torch.zeros(3)}  # of a tensor that is not among ours
     trained(optimizer, ours)
     trained(plain, theirs)
     assert all(torch.equal(one, two) for one, two in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("choice", ["auto", "torch"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_factor_is_of_the_gradient(choice, scaled, monkeypatch):
+    monkeypatch.setenv(library.SWITCH, choice)
+    ours, theirs = parameters(), parameters()
+    optimizer, plain = AdamW(groups(ours), **SETTINGS), torch.optim.AdamW(groups(theirs), **SETTINGS)
+    optimizer.factor = torch.tensor(0.25)
+    if scaled:
+        optimizer.multipliers = {ours[0]: torch.ones(35), ours[1]: Stretches(torch.tensor([3, 11]), torch.ones(2))}
+    for step in range(1, 4):
+        set_gradients(ours, step)
+        set_gradients(theirs, step)
+        for param in theirs:
+            param.grad *= 0.25
+        optimizer.step()
+        plain.step()
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.detach(), two.detach(), rtol=1e-6, atol=1e-6)
 
 
 def test_zero_leaves_the_decay_alone():
@@ -119,6 +141,7 @@ def test_entries_may_come_and_go():
 
 
 def test_slices_do_not_matter(monkeypatch):
+    monkeypatch.setenv(library.SWITCH, "torch")
     whole, cut = parameters(), parameters()
     for params, size in ((whole, 2**22), (cut, 4)):
         monkeypatch.setattr(adamw, "SLICE", size)

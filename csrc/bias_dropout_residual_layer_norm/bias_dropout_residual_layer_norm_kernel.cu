@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(WARPS* WARP) forward(const NormForward task) {
         variance += apart * apart * share.at[k];
       }
     }
-    const float rstd = rsqrtf(block_sum<WARPS>(variance, 0.0f, shared).x + task.eps);
+    const float rstd = 1.0f / sqrtf(block_sum<WARPS>(variance, 0.0f, shared).x + task.eps);  // rsqrtf may be two ulps off
     if (threadIdx.x == 0) {
       task.mean[r] = mean;
       task.rstd[r] = rstd;
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(LOOP_WARPS* WARP) forward_loop(const NormForwa
       const float apart = wide(z[i]) - mean;
       variance += apart * apart * (task.share ? task.share[i] : equal);
     }
-    const float rstd = rsqrtf(block_sum<LOOP_WARPS>(variance, 0.0f, shared).x + task.eps);
+    const float rstd = 1.0f / sqrtf(block_sum<LOOP_WARPS>(variance, 0.0f, shared).x + task.eps);  // rsqrtf may be two ulps off
     if (threadIdx.x == 0) {
       task.mean[r] = mean;
       task.rstd[r] = rstd;

@@ -5,7 +5,7 @@
 
 namespace growth_ds {
 
-constexpr int64_t COLUMNS = 256;  // elements of each layer that are held at a time
+constexpr int64_t COLUMNS = 512;  // elements of each layer that are held at a time
 
 // Columns [begin, end) of n. layers (old, n), out (new, n): fp32 or bf16; weight (new, old) fp32.
 #define GROWTH_DS_FORWARD                                                                                              \

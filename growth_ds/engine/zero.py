@@ -108,7 +108,7 @@ class ZeroEngine:
         self._store = ZeroStore(self._fragments, params, shapes)
         scaling.defer(self._ds.optimizer, self._fragments.optimizer, clip)
         if update_scale is not None:
-            self._fragments.optimizer.multipliers = multipliers(self._fragments, params, update_scale)
+            self._fragments.optimizer.multipliers.update(multipliers(self._fragments, params, update_scale))
         if isinstance(self._fragments.optimizer, Lamb):
             self._describe(self._fragments.optimizer, params)
         if self._stage == 0 and self._precision != "fp32":

@@ -1,7 +1,7 @@
-"""One step of AdamW over a flat fp32 tensor: gradient scaled, both moments, decay, weight and its 16-bit copy in one pass.
+"""One step of AdamW over a flat fp32 tensor: scaling, both moments, decay, weight and its 16-bit copy in one pass.
 
-The formula is torch's (`torch.optim.AdamW`, Loshchilov and Hutter, arXiv 1711.05101), with a multiplier for the update of
-each element, or of each stretch of elements, that leaves the decay alone.
+The formula is torch's (`torch.optim.AdamW`, Loshchilov and Hutter, arXiv 1711.05101), with a multiplier for the update
+of each element, or of each stretch of elements, that leaves the decay alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SLICE = 2**22
 
 @dataclass(frozen=True, eq=False)
 class Stretches:
-    """Numbers that are the same for whole stretches of a flat tensor: `values[k]` from element ends[k - 1] to ends[k]."""
+    """Numbers of whole stretches of a flat tensor: `values[k]` from element ends[k - 1] to ends[k]."""
 
     ends: Tensor
     """(k,) int64, ascending; the last is the number of elements."""

@@ -54,7 +54,7 @@ def growth_gather(
     """[tensors, end - begin]: elements [begin, end) of the flattened grown tensors, fp32 as they are.
 
     tensors: one to three of the same old shape, flat or not. sizes: (old, new) of each axis. factors: of each tensor.
-    A value is multiplied once, by the product of its factors, rounded to fp32. ValueError for a range beyond the tensor.
+    A value is multiplied once, by the product of its factors rounded to fp32. ValueError for a range beyond it.
     """
     total = 1
     for _, new in sizes:

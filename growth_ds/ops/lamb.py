@@ -71,10 +71,10 @@ def update_(
     factor: Tensor | None = None,
     multiplier: Multiplier | None = None,
 ) -> Tensor:
-    """Move both moments on, and put Adam's direction times `multiplier` plus decay times weight in the gradient's place.
+    """Move both moments on; Adam's direction times `multiplier` plus decay times weight takes the gradient's place.
 
-    All flat and of one size. step, factor: as in `adamw_`. Returns float64 [2, rows]: squared norms of weight and update
-    of each row. The compiled op leaves padding alone, the reference treats it like the rest.
+    All flat and of one size. step, factor: as in `adamw_`. Returns float64 [2, rows]: squared norms of weight and
+    update of each row. The compiled op leaves padding alone, the reference treats it like the rest.
     """
     if not is_fused(weight, exp_avg, exp_avg_sq, grad):
         return reference(

@@ -76,5 +76,5 @@ class AdamW(torch.optim.AdamW):
 
 
 def _fits(multiplier: Multiplier, param: Tensor) -> bool:
-    """Whether it has as many elements; stretches are counted where they are made, for the device would be waited for."""
+    """Whether it has as many elements; stretches are not counted, for the device would be waited for."""
     return not isinstance(multiplier, Tensor) or multiplier.numel() == param.numel()

@@ -96,15 +96,16 @@ class Lamb(torch.optim.Optimizer):
         if isinstance(scale, Tensor) and scale.numel() != param.numel():
             raise ValueError(f"{scale.numel()} multipliers for a parameter of {param.numel()} elements")
         update, places = _flat_gradient(param), self._place(param, segments)
-        flat = [tensor.view(-1) for tensor in (param, state["exp_avg"], state["exp_avg_sq"])]
+        weight, first, second = (tensor.view(-1) for tensor in (param, state["exp_avg"], state["exp_avg_sq"]))
         squares = ops.update_(
-            *flat, update, state["step"], Options.of(group), places, factor=self.factor, multiplier=scale
-        )
+            weight, first, second, update, state["step"], Options.of(group), places,
+            factor=self.factor, multiplier=scale,
+        )  # fmt: skip
         assert param.grad is not None
         adapts = self.nvlamb or group["weight_decay"] != 0
         indices = [segment.index for segment in segments]
         rate, rate_scale = float(group["lr"]), float(group.get("lr_scale", 1.0))
-        return _Part(flat[0], update, param.grad, places, squares, indices, rate, rate_scale, adapts)
+        return _Part(weight, update, param.grad, places, squares, indices, rate, rate_scale, adapts)
 
     def _place(self, param: Tensor, segments: list[Segment]) -> Places:
         """The tables of a tensor's pieces, made once."""

@@ -90,7 +90,7 @@ def case_state_moves_between_stages_fp32():
 
 
 def case_state_moves_between_stages_bf16():
-    """Same stage: exact. Stages 1 to 3 among each other: but for the norm's last bit. With stage 0, which clips differently: 2e-2."""
+    """Same stage: exact. Stages 1 to 3: but for the norm's last bit. With stage 0, which clips differently: 2e-2."""
     for source, target in [(1, 1), (2, 3), (3, 1), (0, 0)]:
         _continue(source, target, "bf16", 1e-6 if source == target else 5e-5)
     for source, target in [(0, 3), (2, 0)]:

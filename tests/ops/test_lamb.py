@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.skipif(bool(library.missing("cpu")), reason=f"compiled 
 def rows_of(numel):
     """Uneven rows, some of one element, with padding between and behind them where there is room."""
     ends = [0, *stretches_of(numel).tolist()]
-    rows = list(zip(ends, ends[1:], strict=False))
+    rows = pairwise(ends)
     return [(begin, end - (end - begin > 3)) for begin, end in rows]
 
 

@@ -13,11 +13,14 @@ from typing import Any
 
 from growth_ds.run_folder import RunFolder
 from growth_ds.trainer import FINISHED, STOPPED
+from tests.distributed import growing
 from tests.distributed.corpus import folder
-from tests.distributed.growing import AFTER, GROWTHS, SOURCES, UNGROWN, Growth, note, plant, run_of, train
+from tests.distributed.growing import GROWTHS, SOURCES, UNGROWN, Growth, note, plant, run_of, train
 from tests.distributed.update_size import Recorder
 
 LONG, LATE, RATE = 300, 10_000, 4e-4
+AFTER, RAMP = max(60, growing.AFTER), 40
+"""Steps after the growth, and of a ramp: in one of 20 steps `msg` takes 1.23 times the updates of the ungrown run."""
 SHOWN = ("msg", "zero-pad", "staged")
 """Recipes that the default tests look at; the others are slow ones."""
 sources: dict[str, tuple[Any, Any]] = {}
@@ -33,6 +36,7 @@ def _source(name: str) -> None:
 
 
 def _grows(name: str, growth: Growth, after: int = AFTER, **policy: Any) -> None:
+    policy |= {"ramp": RAMP} if "ramp" in growth.grow else {}
     growth = dataclasses.replace(growth, grow={**growth.grow, **policy})
     run = run_of(name, growth.source, growth, before=LONG, after=after, lr=RATE)
     checkpoint, seen = _with_nsp(growth) if "nsp" in growth.to else sources[growth.source]

@@ -23,11 +23,11 @@ void depth_blend(const Tensor& layers, const Tensor& weight, const Tensor& out) 
   const int64_t old_layers = layers.size(0), n = layers.size(1), new_layers = weight.size(0);
   STD_TORCH_CHECK(weight.size(1) == old_layers && out.size(0) == new_layers && out.size(1) == n,
                   "depth_blend: sizes do not fit");
-  const growth_ds::OnDevice here(layers);
+  const growth_ds::cuda::Stream here(layers);
   const int error = growth_ds::cuda::depth_blend(
       layers.const_data_ptr(), static_cast<const float*>(weight.const_data_ptr()), old_layers, 1,
-      out.mutable_data_ptr(), old_layers, new_layers, n, kind_of(layers), here.stream());
-  growth_ds::check_launch(error, "depth_blend");
+      out.mutable_data_ptr(), old_layers, new_layers, n, kind_of(layers), here.get());
+  growth_ds::cuda::check(error, "depth_blend");
 }
 
 void depth_blend_backward(const Tensor& layers, const Tensor& weight, const Tensor& grad,
@@ -35,21 +35,21 @@ void depth_blend_backward(const Tensor& layers, const Tensor& weight, const Tens
   const int64_t old_layers = layers.size(0), n = layers.size(1), new_layers = weight.size(0);
   STD_TORCH_CHECK(weight.size(1) == old_layers && grad.size(0) == new_layers && grad.size(1) == n,
                   "depth_blend_backward: sizes do not fit");
-  const growth_ds::OnDevice here(layers);
+  const growth_ds::cuda::Stream here(layers);
   if (of_layers.has_value())
-    growth_ds::check_launch(
+    growth_ds::cuda::check(
         growth_ds::cuda::depth_blend(grad.const_data_ptr(), static_cast<const float*>(weight.const_data_ptr()), 1,
                                      old_layers, of_layers->mutable_data_ptr(), new_layers, old_layers, n,
-                                     kind_of(layers), here.stream()),
+                                     kind_of(layers), here.get()),
         "depth_blend_backward");
   if (!of_weight.has_value()) return;
   const Tensor partials = torch::stable::new_empty(
       layers, {growth_ds::cuda::blend_blocks(n), old_layers * new_layers}, ScalarType::Double);
-  growth_ds::check_launch(
+  growth_ds::cuda::check(
       growth_ds::cuda::depth_blend_weight(layers.const_data_ptr(), grad.const_data_ptr(),
                                           static_cast<float*>(of_weight->mutable_data_ptr()),
                                           static_cast<double*>(partials.mutable_data_ptr()), old_layers, new_layers, n,
-                                          kind_of(layers), here.stream()),
+                                          kind_of(layers), here.get()),
       "depth_blend_backward");
 }
 

@@ -172,14 +172,14 @@ GROWTH_DS_INLINE float largest(Floats x) {
 
 // The products of the lower halves of each.
 GROWTH_DS_INLINE Longs multiply_halves(Longs a, Longs b) {
-#if defined(__AVX512BW__)
+#if !defined(GROWTH_DS_X86)
+  return (a & 0xffffffffu) * (b & 0xffffffffu);
+#elif defined(__AVX512BW__)
   return (Longs)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
   return (Longs)_mm256_mul_epu32((__m256i)a, (__m256i)b);
-#elif defined(__SSE2__)
-  return (Longs)_mm_mul_epu32((__m128i)a, (__m128i)b);
 #else
-  return (a & 0xffffffffu) * (b & 0xffffffffu);
+  return (Longs)_mm_mul_epu32((__m128i)a, (__m128i)b);
 #endif
 }
 

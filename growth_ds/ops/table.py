@@ -27,6 +27,10 @@ OPS = (
         ("bias_dropout_residual_layer_norm", "bias_dropout_residual_layer_norm_backward"),
     ),
     Op("masked_lm_loss", "decoder and cross-entropy of the masked positions", ("cross_entropy_",)),
+    Op("adamw", "AdamW over flat partitions: unscale, clip, decay, update", ("adamw_",)),
+    Op("lamb", "LAMB over flat partitions, norms by parameter", ("lamb_update_", "lamb_apply_")),
+    Op("growth_gather", "ranges of grown tensors: weight and both moments", ("growth_gather",)),
+    Op("depth_blend", "layers mixed into layers", ("depth_blend", "depth_blend_backward")),
 )
 
 _SETS = {0: "base", 3: "AVX2", 4: "AVX-512"}

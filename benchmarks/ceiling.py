@@ -36,18 +36,25 @@ class Shape:
 
 
 def shapes(case: Case, rows: int) -> list[Shape]:
-    """The products of a forward over `rows` rows; the head's at the masked positions only."""
-    model, length = case.model, case.length
-    tokens, masked, inner = rows * length, rows * case.masked, model.heads * model.head_size
+    """The products of a forward over `rows` rows; the last layer's at the masked positions, but for keys and values."""
+    model, length, masked = case.model, case.length, case.masked
+    inner, heads = model.heads * model.head_size, rows * model.heads
+    found = [Shape(rows * length, model.hidden, 2 * inner)]  # the last layer's keys and values
+    queries = [(length, model.layers - 1, 3 * inner), (masked, 1, inner)]
+    for count, layers, first in queries if model.layers > 1 else queries[1:]:
+        tokens = rows * count
+        found += [
+            Shape(tokens, model.hidden, first, layers),
+            Shape(tokens, inner, model.hidden, layers),
+            Shape(tokens, model.hidden, model.ffn, layers),
+            Shape(tokens, model.ffn, model.hidden, layers),
+            Shape(count, model.head_size, length, layers, heads),  # q k^T
+            Shape(count, length, model.head_size, layers, heads),  # weights v
+        ]
     return [
-        Shape(tokens, model.hidden, 3 * inner, model.layers),
-        Shape(tokens, inner, model.hidden, model.layers),
-        Shape(tokens, model.hidden, model.ffn, model.layers),
-        Shape(tokens, model.ffn, model.hidden, model.layers),
-        Shape(length, model.head_size, length, model.layers, rows * model.heads),  # q k^T
-        Shape(length, length, model.head_size, model.layers, rows * model.heads),  # weights v
-        Shape(masked, model.hidden, model.hidden),
-        Shape(masked, model.hidden, model.vocab),
+        *found,
+        Shape(rows * masked, model.hidden, model.hidden),
+        Shape(rows * masked, model.hidden, model.vocab),
     ]
 
 

@@ -103,8 +103,12 @@ def _given_tokenizer(tokenizer: str | Path | Tokenizer) -> Tokenizer | None:
 def _train_tokenizer(corpus: _GivenCorpus | _FileCorpus, vocab_size: int, seed: int, progress: bool) -> Tokenizer:
     from growth_ds.data.unigram import train_sentencepiece
 
-    _say(progress, f"training a sentencepiece tokenizer of {vocab_size} pieces")
-    return train_sentencepiece((document.text for document in corpus.train()), vocab_size, seed)
+    def texts() -> Iterator[str]:
+        for document in corpus.train():
+            yield document.text
+        _say(progress, f"training a sentencepiece tokenizer of {vocab_size} pieces")  # the text could be read
+
+    return train_sentencepiece(texts(), vocab_size, seed)
 
 
 class _GivenCorpus:

@@ -118,7 +118,7 @@ def loss(bert: Bert, batch: Rows) -> Tensor:
     hidden = bert.encode(batch.ids, batch.segments, batch.attention_mask)
     logits = bert.head(hidden.flatten(0, 1)[batch.positions], bert.embeddings.word.weight, ramp=bert.ramp)
     total = F.cross_entropy(logits, batch.labels, reduction="sum")
-    answers = bert.next_sentence(hidden)
+    answers = bert.next_sentence(hidden[:, 0])
     if answers is not None and batch.nsp_labels is not None:
         total = total + F.cross_entropy(answers, batch.nsp_labels, reduction="sum")
     return total

@@ -59,7 +59,7 @@ def test_comparison_falls_either_way(grown: RunFolder) -> None:
         ["better", "4.500", "-0.500"],
         ["unigram entropy", "6.500", "+1.500"],
     ]
-    assert found[0][4:] == ["1.08 M", "60", "81,920", "2.79e11", "2.0 s"]
+    assert found[0][4:] == ["1.08 M", "60", "81,920", "2.29e11", "1.7 s"]
 
 
 def test_comparison_of_what_is_not_there_yet(grown: RunFolder) -> None:

@@ -9,14 +9,10 @@
 namespace {
 
 using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
+using growth_ds::Maybe;
+using growth_ds::read;
 
 constexpr int64_t BLOCK = 4096;  // elements: threads begin at multiples of it, so that vectors stay aligned
-
-template <typename T>
-const T* read(const Maybe& tensor) {
-  return tensor.has_value() ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
-}
 
 void adamw_(const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& grad,
             const Tensor& step, const Maybe& factor, const Maybe& multiplier, const Maybe& ends, const Maybe& low,

@@ -9,12 +9,8 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
-
-template <typename T>
-const T* read(const Maybe& tensor) {
-  return tensor.has_value() ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
-}
+using growth_ds::Maybe;
+using growth_ds::read;
 
 growth_ds::cuda::Kind kind_of(const Tensor& tensor) {
   const auto type = tensor.scalar_type();

@@ -11,11 +11,11 @@ namespace {
 using growth_ds::Dropout;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
+using growth_ds::Maybe;
+using growth_ds::read;
 
 constexpr int64_t GRAIN = 1 << 14;  // elements for which another thread is worth waking
 
-const void* data(const Maybe& x) { return x ? x->const_data_ptr() : nullptr; }
 const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
 bool is_bf16(const Tensor& x) { return x.scalar_type() == ScalarType::BFloat16; }
 
@@ -35,11 +35,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Maybe&
   Tensor mean = torch::stable::new_empty(x, {rows}, ScalarType::Float);
   Tensor rstd = torch::stable::new_empty(x, {rows}, ScalarType::Float);
   const growth_ds::NormForward task{x.const_data_ptr(),
-                                    data(bias),
-                                    data(residual),
+                                    read<void>(bias),
+                                    read<void>(residual),
                                     gamma.const_data_ptr(),
                                     beta.const_data_ptr(),
-                                    static_cast<const float*>(data(share)),
+                                    read<float>(share),
                                     y.mutable_data_ptr(),
                                     keeps ? z.mutable_data_ptr() : nullptr,
                                     static_cast<float*>(mean.mutable_data_ptr()),
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& of_y, 
   const growth_ds::NormBackward task{of_y.const_data_ptr(),
                                      z.const_data_ptr(),
                                      gamma.const_data_ptr(),
-                                     static_cast<const float*>(data(share)),
+                                     read<float>(share),
                                      floats(mean),
                                      floats(rstd),
                                      of_x.mutable_data_ptr(),

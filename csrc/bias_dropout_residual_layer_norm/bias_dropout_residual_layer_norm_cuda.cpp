@@ -12,13 +12,13 @@ namespace {
 using growth_ds::cuda::Dropout;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
+using growth_ds::Maybe;
+using growth_ds::read;
 
-const void* data(const Maybe& x) { return x ? x->const_data_ptr() : nullptr; }
 const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
 
 Dropout dropout(const Maybe& seed, double p) {
-  const auto* where = static_cast<const int64_t*>(data(seed));
+  const auto* where = read<int64_t>(seed);
   return {where, growth_ds::dropout_threshold(p), static_cast<float>(1.0 / (1.0 - p))};
 }
 
@@ -33,11 +33,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Maybe&
   Tensor mean = torch::stable::new_empty(x, {rows}, ScalarType::Float);
   Tensor rstd = torch::stable::new_empty(x, {rows}, ScalarType::Float);
   const growth_ds::cuda::NormForward task{x.const_data_ptr(),
-                                          data(bias),
-                                          data(residual),
+                                          read<void>(bias),
+                                          read<void>(residual),
                                           gamma.const_data_ptr(),
                                           beta.const_data_ptr(),
-                                          static_cast<const float*>(data(share)),
+                                          read<float>(share),
                                           y.mutable_data_ptr(),
                                           keeps ? z.mutable_data_ptr() : nullptr,
                                           static_cast<float*>(mean.mutable_data_ptr()),
@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& of_y, 
   const growth_ds::cuda::NormBackward task{of_y.const_data_ptr(),
                                            z.const_data_ptr(),
                                            gamma.const_data_ptr(),
-                                           static_cast<const float*>(data(share)),
+                                           read<float>(share),
                                            floats(mean),
                                            floats(rstd),
                                            of_x.mutable_data_ptr(),

@@ -8,12 +8,8 @@
 namespace {
 
 using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
-
-template <typename T>
-const T* read(const Maybe& tensor) {
-  return tensor.has_value() ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
-}
+using growth_ds::Maybe;
+using growth_ds::read;
 
 void lamb_update_(const Tensor& weight, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& grad,
                   const Tensor& step, const Maybe& factor, const Maybe& multiplier, const Maybe& ends,

@@ -2,7 +2,8 @@
 
 Post-LN by default; `norm: pre` is transformers' MegatronBert (no norm after the embeddings, one after the last layer).
 The MLM head runs on the masked positions only, and its decoder is the word embedding. So a training step needs the last
-layer's output there alone: its queries, its feed-forward layer and its norms are computed for no other (`asked`).
+output there alone: its queries, its feed-forward layer and its norms are computed for no other (`asked`). Nor is
+padding computed: the real positions of a padded batch stand one behind the other, as one row (`Ragged`).
 For a while after a growth the forward uses more than the weights: `Bert.ramp`.
 
 Shapes: B rows, T positions, H hidden, N heads, D head size, F ffn, V vocabulary, M = B*K predicted positions of a
@@ -26,6 +27,7 @@ from growth_ds.ops.attention import attention
 from growth_ds.ops.bias_dropout_residual_layer_norm import bias_dropout_residual_layer_norm
 from growth_ds.ops.bias_gelu import bias_gelu
 from growth_ds.ops.masked_lm_loss import masked_lm_loss
+from growth_ds.ops.ragged import Ragged
 
 Ramp = Mapping[str, Tensor]
 RAMPS = frozenset({"norm", "head.norm", "hidden", "ffn", "head", "gate"})
@@ -109,9 +111,12 @@ class Embeddings(nn.Module):
         self.norm = Norm(model.hidden, eps=model.norm_eps) if model.norm == "post" else None
         self.dropout = model.dropout
 
-    def forward(self, ids: Tensor, segments: Tensor, ramp: Ramp | None = None) -> Tensor:
+    def forward(self, ids: Tensor, segments: Tensor, ramp: Ramp | None = None, ragged: Ragged | None = None) -> Tensor:
+        """ids, segments (B, T) -> (B, T, H), or (1, S, H) of the positions that are real."""
         positions = torch.arange(ids.shape[1], device=ids.device)
-        x = self.word(ids) + self.position(positions) + self.segment(segments)  # (B, T, H)
+        if ragged is not None:
+            ids, segments, positions = map(ragged.pack, (ids, segments, positions.expand(ids.shape)))
+        x = self.word(ids) + self.position(positions) + self.segment(segments)
         if self.norm is not None:
             x = _normed(self.norm, x, ramp)
         return F.dropout(x, self.dropout, self.training)
@@ -143,22 +148,31 @@ class Layer(nn.Module):
         self.ffn_norm = Norm(model.hidden, eps=model.norm_eps)
         self.model = model
 
-    def forward(self, x: Tensor, mask: Tensor | None, ramp: Ramp | None = None, asked: Tensor | None = None) -> Tensor:
-        """x (B, T, H), mask (B, 1, 1, T) -> (B, T, H), or (B, Q, H) of the positions `asked` (B, Q)."""
+    def forward(
+        self, x: Tensor, ramp: Ramp | None = None, asked: Tensor | None = None, ragged: Ragged | None = None
+    ) -> Tensor:
+        """x (B, T, H) -> (B, T, H), or (B, Q, H) of the positions `asked` (B, Q).
+
+        With padding: x (1, S, H) of the positions that are real, as `ragged` says, and asked (1, B*Q) among them.
+        """
         kept, p = x if asked is None else _take(x, asked), self.model.dropout
         if self.model.norm == "pre":
-            mixed = self._attention(_normed(self.attention_norm, x, ramp), mask, ramp, asked)
+            mixed = self._attention(_normed(self.attention_norm, x, ramp), ramp, asked, ragged)
             x = kept + F.dropout(mixed, p, self.training)
             return x + F.dropout(self._ffn(_normed(self.ffn_norm, x, ramp), ramp), p, self.training)
-        mixed = self._attention(x, mask, ramp, asked)
+        mixed = self._attention(x, ramp, asked, ragged)
         x = _normed(self.attention_norm, mixed, ramp, residual=kept, dropout=p)
         return _normed(self.ffn_norm, self._ffn(x, ramp), ramp, residual=x, dropout=p)
 
-    def _attention(self, x: Tensor, mask: Tensor | None, ramp: Ramp | None, asked: Tensor | None) -> Tensor:
-        dropout = self.model.attention_dropout if self.training else 0.0
-        mixed = attention(self.qkv(x, asked=asked), self.model.heads, mask, dropout)  # (B, Q, N*D)
+    def _attention(self, x: Tensor, ramp: Ramp | None, asked: Tensor | None, ragged: Ragged | None) -> Tensor:
+        dropout, heads = self.model.attention_dropout if self.training else 0.0, self.model.heads
+        packed = self.qkv(x, asked=asked)
+        if ragged is None:
+            mixed = attention(packed, heads, None, dropout)  # (B, Q, N*D)
+        else:
+            mixed = ragged.attention(packed, heads, dropout)
         if ramp is not None and "head" in ramp:
-            by_head = mixed.unflatten(2, (self.model.heads, -1))
+            by_head = mixed.unflatten(2, (heads, -1))
             mixed = (by_head * ramp["head"].to(mixed)[:, None]).flatten(2)
         return self.out(mixed)
 
@@ -234,26 +248,31 @@ class Bert(nn.Module):
     ) -> Tensor:
         """Hidden states (B, T, H), or (B, Q, H) of the positions `asked` (B, Q) int64 of each row.
 
-        ids, segments (B, T) int64; attention_mask (B, T) bool, None = no padding.
+        ids, segments (B, T) int64; attention_mask (B, T) bool, None = no padding. States of padding are zeros.
         """
-        mask = None if attention_mask is None else attention_mask[:, None, None, :]
-        x = self.embeddings(ids, segments, ramp=self.ramp)
+        ragged, where = Ragged.of(attention_mask), asked
+        if ragged is not None and asked is not None:
+            where = ragged.find(asked)
+        x = self.embeddings(ids, segments, ramp=self.ramp, ragged=ragged)
         last = len(self.layer_order) - 1
         for depth, (stored, gate) in enumerate(zip(self.layer_order, self._gates(), strict=True)):
-            here = asked if depth == last else None
-            y = self._layer(self.layers[stored], x, mask, here)
+            here = where if depth == last else None
+            y = self._layer(self.layers[stored], x, here, ragged)
             # A closed gate gives x to the last bit; its layer is computed, for ZeRO expects every gradient.
             if gate != 1.0:
                 x = x if here is None else _take(x, here)
                 y = x + gate * (y - x)
             x = y
-        return x if self.norm is None else _normed(self.norm, x, self.ramp)
+        x = x if self.norm is None else _normed(self.norm, x, self.ramp)
+        if ragged is None:
+            return x
+        return ragged.spread(x) if asked is None else x.view(*asked.shape, -1)
 
-    def _layer(self, layer: nn.Module, x: Tensor, mask: Tensor | None, asked: Tensor | None) -> Tensor:
+    def _layer(self, layer: nn.Module, x: Tensor, asked: Tensor | None, ragged: Ragged | None) -> Tensor:
         if not (self.activation_checkpointing and torch.is_grad_enabled()):
-            return layer(x, mask, ramp=self.ramp, asked=asked)
+            return layer(x, ramp=self.ramp, asked=asked, ragged=ragged)
         # It restores torch's random state, from which every dropout comes.
-        return checkpoint(layer, x, mask, ramp=self.ramp, asked=asked, use_reentrant=False)
+        return checkpoint(layer, x, ramp=self.ramp, asked=asked, ragged=ragged, use_reentrant=False)
 
     def _gates(self) -> list[float]:
         """The gate of each depth; ValueError for a ramp that the model does not know."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from growth_ds.ops import library
+from growth_ds.ops.ragged import Ragged
 from tests.ops import cases
 
 pytestmark = [
@@ -62,3 +63,14 @@ def test_no_rows():
 
     bias_gelu(x, bias).sum().backward()
     assert torch.equal(bias.grad, torch.zeros(64, device="cuda"))
+
+
+@pytest.mark.parametrize("some", [False, True])
+def test_attention_by_lengths_agrees_with_padded_rows(some):
+    lengths = [100, 1, 128, 77]
+    ragged = Ragged.of(torch.arange(128, device="cuda")[None] < torch.tensor(lengths, device="cuda")[:, None])
+    widths = [(4 * 16, 256), (sum(lengths), 512)] if some else [(sum(lengths), 768)]
+    packed = tuple(torch.randn(1, n, width, device="cuda") for n, width in widths)
+    expected = ragged.attention(packed, 4, 0.0)  # fp32: padded
+    mine = ragged.attention(tuple(x.bfloat16() for x in packed), 4, 0.0)
+    assert (mine - expected).abs().max() < 0.03

@@ -160,6 +160,21 @@ def test_padding_changes_nothing_for_the_real_tokens():
     assert float((short[0] - unmasked[0][:, :5]).abs().max()) > 1e-3, "without the mask the padding is seen"
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_no_layer_computes_padding(asked):
+    bert = random_bert(small(layers=3))
+    batch, seen = rows(bert.model, count=3, length=8), []
+    for layer in bert.layers:
+        layer.up.register_forward_hook(lambda module, inputs, output: seen.append(tuple(inputs[0].shape[:2])))
+    real = int(batch.attention_mask.sum())
+    assert real == 8 + 7 + 6
+    hidden = bert.encode(batch.ids, batch.segments, batch.attention_mask, torch.ones(3, 2).long() if asked else None)
+    assert seen == [(1, real), (1, real), (1, 3 * 2 if asked else real)]
+    assert hidden.shape[:2] == ((3, 2) if asked else (3, 8))
+    if not asked:
+        assert not hidden[~batch.attention_mask].any()
+
+
 def test_gradient_of_a_row_is_that_of_the_reference_loss():
     bert = random_bert(small(nsp=True))
     batch = rows(bert.model)

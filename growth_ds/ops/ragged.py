@@ -1,0 +1,88 @@
+"""Rows of unequal length without their padding: layers see the real positions alone, one behind the other.
+
+Shapes: B rows, T positions of each, S of the B*T that are real, Q positions that ask in each row, N heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from growth_ds.ops.attention import attention
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Which positions of a batch are real. Holes within a row are as good as padding at its end."""
+
+    mask: Tensor
+    """(B, T) bool"""
+    kept: Tensor
+    """(S,) int64: the real positions in the flattened B*T, in order."""
+
+    @classmethod
+    def of(cls, mask: Tensor | None) -> Ragged | None:
+        """From mask (B, T) bool, True = real; None where nothing is padded. Waits for the device: S is a shape."""
+        if mask is None:
+            return None
+        kept = mask.flatten().nonzero().flatten()
+        return None if len(kept) == mask.numel() else cls(mask, kept)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """x (B, T, ...) -> its real positions (1, S, ...)."""
+        return x.flatten(0, 1).index_select(0, self.kept)[None]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """x (1, S, W) -> (B, T, W), zeros where padding is."""
+        rows, length = self.mask.shape
+        return x.new_zeros(rows * length, x.shape[2]).index_copy(0, self.kept, x[0]).view(rows, length, -1)
+
+    def find(self, asked: Tensor) -> Tensor:
+        """Positions of rows (B, Q) -> where they are among the packed (1, B*Q); of a padded one, the one before it."""
+        rows, length = self.mask.shape
+        place = self.mask.flatten().cumsum(0).sub_(1).clamp_(min=0)
+        flat = asked + torch.arange(rows, device=asked.device)[:, None] * length
+        return place.index_select(0, flat.flatten())[None]
+
+    def attention(self, packed: tuple[Tensor, ...], heads: int, dropout: float) -> Tensor:
+        """Attention within each row, of projections as `ops.attention` takes them, but packed.
+
+        packed: (qkv (1, S, 3*N*D),) -> (1, S, N*D), or (queries (1, B*Q, N*D), keys and values (1, S, 2*N*D)) ->
+        (1, B*Q, N*D). dropout: probability for the attention weights.
+        """
+        if _varlen(packed, dropout):
+            return self._by_lengths(packed, heads)
+        queries, mask = packed[:-1], self.mask[:, None, None]
+        spread = self.spread(packed[-1])
+        if not queries:
+            return self.pack(attention((spread,), heads, mask, dropout))
+        by_row = queries[0].view(len(self.mask), -1, queries[0].shape[2])
+        return attention((by_row, spread), heads, mask, dropout).flatten(0, 1)[None]
+
+    def _by_lengths(self, packed: tuple[Tensor, ...], heads: int) -> Tensor:
+        """By torch's kernel for cumulative lengths, which spreads nothing out."""
+        from torch.nn.attention.varlen import varlen_attn
+
+        q, k, v = (
+            part
+            for tensor, kinds in zip(packed, (3,) if len(packed) == 1 else (1, 2), strict=True)
+            for part in tensor[0].unflatten(1, (kinds, heads, -1)).unbind(1)  # (S, N, D)
+        )
+        rows, length = self.mask.shape
+        starts = F.pad(self.mask.sum(1).cumsum(0), (1, 0)).int()
+        asking, most = starts, length
+        if len(packed) == 2:
+            most = len(q) // rows
+            asking = torch.arange(rows + 1, dtype=torch.int32, device=q.device) * most
+        mixed = varlen_attn(q, k, v, asking, starts, most, length)
+        assert isinstance(mixed, Tensor)  # a tuple only where more is asked for
+        return mixed.flatten(1)[None]
+
+
+def _varlen(packed: tuple[Tensor, ...], dropout: float) -> bool:
+    """Whether torch (2.10 and later) has a kernel for it: on CUDA, in 16 bits, without dropout."""
+    first = packed[0]
+    return first.is_cuda and first.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0

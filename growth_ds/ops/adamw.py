@@ -6,13 +6,13 @@ of each element, or of each stretch of elements, that leaves the decay alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from growth_ds.ops import library
+from growth_ds.ops import apex, library
 
 SLICE = 2**22
 """Elements of one slice of the reference: its two temporaries take 32 MiB in fp32, whatever the tensor's size."""
@@ -57,7 +57,11 @@ class Options:
 
 
 def is_fused(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, grad: Tensor, step: Tensor) -> bool:
-    """Whether the compiled op takes these: fp32 state, contiguous, all on one device, the count too."""
+    """Whether a compiled op takes these: fp32 state, contiguous, all on one device, the count too."""
+    return apex.takes(weight, exp_avg, exp_avg_sq, grad) or _is_ours(weight, exp_avg, exp_avg_sq, grad, step)
+
+
+def _is_ours(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, grad: Tensor, step: Tensor) -> bool:
     if any(each.dtype != torch.float32 for each in (weight, exp_avg, exp_avg_sq, step)):
         return False
     known = library.FLOATS if weight.device.type == "cpu" else (*library.FLOATS, torch.float16)
@@ -82,7 +86,10 @@ def adamw_(
     step: one element, the number of this step, from 1. factor: one fp32 element on the same device that the gradient is
     multiplied with (1 / loss scale, clipping); it is not waited for. low: 16-bit tensor that gets the new weights.
     """
-    if not is_fused(weight, exp_avg, exp_avg_sq, grad, step):
+    if multiplier is None and low is None and apex.takes(weight, exp_avg, exp_avg_sq, grad):
+        apex.adamw_(weight, exp_avg, exp_avg_sq, grad, step, factor=factor, **asdict(options))
+        return
+    if not _is_ours(weight, exp_avg, exp_avg_sq, grad, step):
         reference(
             weight, exp_avg, exp_avg_sq, grad, step, options, factor=factor, multiplier=multiplier, low=low
         )  # fmt: skip

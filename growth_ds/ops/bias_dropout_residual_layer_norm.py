@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growth_ds.ops import library, philox
+from growth_ds.ops import apex, library, philox
 from growth_ds.ops.layer_norm import layer_norm
 
 
@@ -39,6 +39,8 @@ def bias_dropout_residual_layer_norm(
         raise ValueError(f"dropout: p is {p}, not in [0, 1)")
     seed = None if p == 0.0 else philox.new_seed(x.device) if seed is None else seed
     tensors = [x, gamma, beta, *(tensor for tensor in (bias, residual) if tensor is not None)]
+    if weights is None and apex.takes(*tensors):
+        return apex.layer_norm(_sum(x, bias, residual, p, seed), gamma, beta, eps)
     alike = all(tensor.dtype == x.dtype for tensor in tensors)
     if not alike or library.kernel("bias_dropout_residual_layer_norm", *tensors) is None:
         return reference(x, gamma, beta, eps, bias=bias, residual=residual, p=p, weights=weights, seed=seed)
@@ -59,12 +61,16 @@ def reference(
     seed: Tensor | None = None,
 ) -> Tensor:
     """The same in torch's own operations, with the same mask for the same seed."""
+    return layer_norm(_sum(x, bias, residual, p, seed), gamma, beta, eps, weights)
+
+
+def _sum(x: Tensor, bias: Tensor | None, residual: Tensor | None, p: float, seed: Tensor | None) -> Tensor:
+    """What is normalised, in torch's own operations."""
     z = x if bias is None else x + bias
     if seed is not None:
         kept = philox.keep(seed, p, z.numel() // z.shape[-1], z.shape[-1]).view(z.shape)
         z = z * (kept.to(z.dtype) * (1.0 / (1.0 - p)))
-    z = z if residual is None else z + residual
-    return layer_norm(z, gamma, beta, eps, weights)
+    return z if residual is None else z + residual
 
 
 def _share(weights: Tensor, device: torch.device) -> Tensor:

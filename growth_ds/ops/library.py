@@ -1,7 +1,8 @@
 """The compiled ops: where they are, why they are not, and the switch that leaves them out.
 
 `csrc/` holds the sources, setup.py builds `_cpu` and `_cuda` beside this file, and each registers its ops as
-`torch.ops.growth_ds.<op>` when it is loaded, at the first use. GROWTH_DS_OPS=torch in the environment leaves both out.
+`torch.ops.growth_ds.<op>` when it is loaded, at the first use. GROWTH_DS_OPS=torch in the environment leaves both out;
+GROWTH_DS_OPS=apex puts NVIDIA apex' kernels before them (`ops/apex.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from typing import Any
 
 import torch
 
+from growth_ds.errors import UserError
+
 SWITCH = "GROWTH_DS_OPS"
+CHOICES = ("auto", "torch", "apex")
 FLOATS = (torch.float32, torch.bfloat16)
 """The dtypes that CPU kernels know; CUDA kernels know float16 besides."""
 
@@ -23,9 +27,17 @@ _FOLDER = Path(__file__).parent
 _fakes: list[tuple[str, Callable[..., Any]]] = []
 
 
+def choice() -> str:
+    """What the environment asks for: one of CHOICES. UserError for anything else."""
+    asked = os.environ.get(SWITCH, "auto")
+    if asked not in CHOICES:
+        raise UserError(f"{SWITCH}: {asked!r} is unknown; use {', '.join(CHOICES[:-1])} or {CHOICES[-1]}")
+    return asked
+
+
 def off() -> bool:
     """Whether the environment asks for the references alone."""
-    return os.environ.get(SWITCH, "auto") == "torch"
+    return choice() == "torch"
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from growth_ds.ops import library
+from growth_ds.ops import apex, library
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class Op:
     name: str
     does: str
     kernels: tuple[str, ...]
+    in_apex: str = ""
+    """What apex has in its place, and for which calls."""
 
 
 OPS = (
@@ -25,9 +27,15 @@ OPS = (
         "bias_dropout_residual_layer_norm",
         "LayerNorm(residual + dropout(x + bias)), weighted or not",
         ("bias_dropout_residual_layer_norm", "bias_dropout_residual_layer_norm_backward"),
+        "fused_layer_norm_affine; with weights our own",
     ),
     Op("masked_lm_loss", "decoder and cross-entropy of the masked positions", ("cross_entropy_",)),
-    Op("adamw", "AdamW over flat partitions: unscale, clip, decay, update", ("adamw_",)),
+    Op(
+        "adamw",
+        "AdamW over flat partitions: unscale, clip, decay, update",
+        ("adamw_",),
+        "multi_tensor_adam; with multipliers our own",
+    ),
     Op("lamb", "LAMB over flat partitions, norms by parameter", ("lamb_update_", "lamb_apply_")),
     Op("growth_gather", "ranges of grown tensors: weight and both moments", ("growth_gather",)),
     Op("depth_blend", "layers mixed into layers", ("depth_blend", "depth_blend_backward")),
@@ -47,9 +55,11 @@ def instruction_set() -> str:
 
 
 def implementation(op: Op, device: str) -> tuple[str, str]:
-    """What the op runs on the device: "cpu" or "cuda" (its own kernels) or "torch" (its reference); and why."""
+    """What the op runs on the device: "cpu" or "cuda" (its own kernels), "apex" or "torch" (its reference); and why."""
     if library.off():
         return "torch", f"{library.SWITCH}=torch"
+    if op.in_apex and device in apex.DEVICES and library.choice() == "apex" and not apex.missing():
+        return "apex", op.in_apex
     if reason := library.missing(device):
         return "torch", reason
     key = device.upper()

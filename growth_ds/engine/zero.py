@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from growth_ds import faults
-from growth_ds.engine import distributed, ds_config, loss_scale, scaling, scrub
+from growth_ds.engine import distributed, ds_config, loss_scale, scaling, scrub, shortcuts
 from growth_ds.engine.distributed import RankError
 from growth_ds.engine.fragments import UpdateScale, for_engine, multipliers, segments
 from growth_ds.engine.scrub import live_engines
@@ -107,6 +107,7 @@ class ZeroEngine:
         self._fragments = for_engine(self._ds, distributed.rank())
         self._store = ZeroStore(self._fragments, params, shapes)
         scaling.defer(self._ds.optimizer, self._fragments.optimizer, clip)
+        shortcuts.take(self._ds.optimizer)
         if update_scale is not None:
             self._fragments.optimizer.multipliers.update(multipliers(self._fragments, params, update_scale))
         if isinstance(self._fragments.optimizer, Lamb):

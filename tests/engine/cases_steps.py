@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from growth_ds.engine import distributed
+from growth_ds.engine import distributed, zero
 from growth_ds.engine.zero import live_engines
 from growth_ds.errors import Stopped
 from tests.engine import tiny
@@ -221,6 +221,31 @@ def case_bad_gradient_is_skipped():
 
 def _poison(module, inputs, output):
     return {key: value * math.nan if value.requires_grad else value for key, value in output.items()}
+
+
+def case_shortcuts_change_no_number():
+    """With DeepSpeed's own passes over the gradient: the same losses to the last bit, the norm to its last but one."""
+    taken = zero.shortcuts.take
+    for stage in (1, 2):
+        for precision in ("fp32", "bf16"):
+            results = []
+            for take in (taken, lambda ds_optimizer: None):
+                zero.shortcuts.take = take
+                try:
+                    engine = tiny.engine(stage, precision)
+                finally:
+                    zero.shortcuts.take = taken
+                here = take is taken and (stage, precision) != (
+                    1,
+                    "bf16",
+                )  # DeepSpeed has an optimizer of its own there
+                assert ("get_grad_norm_direct" in vars(engine._ds.optimizer)) == here
+                parts = [tiny.micro_batches(step, engine.rank, engine.world_size, 2) for step in range(6)]
+                results.append([engine.step(part, tiny.LR) for part in parts])
+                engine.close()
+            for mine, theirs in zip(*results, strict=True):
+                assert mine.losses == theirs.losses
+                assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=2e-7)
 
 
 def case_learning_rate_is_per_step_and_per_group():

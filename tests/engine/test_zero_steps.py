@@ -7,7 +7,13 @@ import pytest
 from tests.engine.distributed_cases import case_names, check, run_cases
 
 MODULE = "tests.engine.cases_steps"
-ON_ONE = ["stages_equal_plain_adamw", "state_moves_between_stages_fp32", "ten_engines_leave_nothing"]
+ON_ONE = [
+    "stages_equal_plain_adamw",
+    "state_moves_between_stages_fp32",
+    "bad_gradient_is_skipped",
+    "shortcuts_change_no_number",
+    "ten_engines_leave_nothing",
+]
 ON_FOUR = ["stages_equal_plain_adamw", "tied_embedding_is_found_by_zero3", "bad_gradient_is_skipped"]
 
 

@@ -2,9 +2,11 @@
 
 Each is small; of a step of the demo's last model on one CPU rank they were a tenth. The numbers stay the same:
 
-- overflow: `step` asks every gradient whether it is finite, then takes a norm that is not finite for the same answer;
-- the norm: each gradient is copied to float64 first; here pieces that stay in the processor's cache are;
-- one rank: the bucket is flattened, summed over itself, unflattened and copied back.
+- overflow: in 16 bits `step` looks at every gradient for it, then takes a norm that is not finite for the same;
+- the norm: each gradient is copied to float64 first; here pieces are, on a CPU such as stay in its cache;
+- one rank: the bucket is flattened, summed over itself, divided by 1, unflattened and copied back.
+
+A DeepSpeed whose names for this are others keeps its own passes.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PIECE = 2**17
-"""Elements of a gradient that are float64 at a time: 1 MiB."""
+PIECE = {"cpu": 2**17}
+"""Elements of a gradient that are float64 at a time, by kind of device: 1 MiB."""
+OTHER_PIECE = 2**24
+"""The same on other devices: 128 MiB, few launches."""
 
 
 def take(ds_optimizer: Any) -> None:
@@ -25,12 +29,18 @@ def take(ds_optimizer: Any) -> None:
     if type(ds_optimizer).__name__ != "DeepSpeedZeroOptimizer" or ds_optimizer.cpu_offload:
         return
     from deepspeed import comm
+    from deepspeed.runtime import utils
 
-    if ds_optimizer.compute_grad_norm:
+    # Older ones make 1.0 of the -1 that stands for a norm that is not finite: there the overflow has to be looked for.
+    knows = hasattr(utils, "combine_grad_norm_groups") and hasattr(utils, "mask_nan_or_inf_with_val_inplace")
+    if knows and getattr(ds_optimizer, "compute_grad_norm", False) and ds_optimizer.model_parallel_group is None:
         ds_optimizer.check_overflow = lambda partition_gradients=True: None
         ds_optimizer.get_grad_norm_direct = partial(_norm, ds_optimizer.dp_process_group)
-    if comm.get_world_size(group=ds_optimizer.dp_process_group) == 1:
-        ds_optimizer.allreduce_and_copy_with_multiple_ranks = _keep
+    alone = comm.get_world_size(group=ds_optimizer.dp_process_group) == 1
+    # In another dtype the sum over one rank rounds; with overlap the bucket is kept alive for a second stream.
+    if alone and ds_optimizer.communication_data_type == torch.float32 and not ds_optimizer.overlap_comm:
+        ds_optimizer.allreduce_and_copy_with_multiple_ranks = partial(_add_to_places, ds_optimizer)
+        ds_optimizer.gradient_average = ds_optimizer.sequence_parallel_size != 1  # else it divides by 1
 
 
 def _norm(group: Any, gradients: Sequence[Tensor], params: Any, norm_type: float = 2) -> Tensor:
@@ -51,21 +61,24 @@ def _norm(group: Any, gradients: Sequence[Tensor], params: Any, norm_type: float
 
 def square_sum(tensor: Tensor) -> Tensor:
     """Sum of the squares of any tensor, taken in float64; one element on its device."""
-    if tensor.device.type != "cpu":
-        return torch.linalg.vector_norm(tensor, dtype=torch.float64).square()
-    flat = tensor.detach().reshape(-1)
-    wide = torch.empty(min(PIECE, len(flat)), dtype=torch.float64)
-    sums = []
-    for piece in flat.split(PIECE):
+    flat, size = tensor.detach().reshape(-1), PIECE.get(tensor.device.type, OTHER_PIECE)
+    wide = torch.empty(min(size, len(flat)), dtype=torch.float64, device=flat.device)
+    total = torch.zeros((), dtype=torch.float64, device=flat.device)
+    for piece in flat.split(size):
         part = wide[: len(piece)].copy_(piece)
-        sums.append(torch.dot(part, part))
-    return torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float64)
+        total += torch.dot(part, part)
+    return total
 
 
-def _keep(
-    small_bucket: Sequence[Tensor], *_: Any, output_bucket: Sequence[Tensor | None] | None = None, **__: Any
+def _add_to_places(
+    ds_optimizer: Any,
+    small_bucket: Sequence[Tensor],
+    *_: Any,
+    output_bucket: Sequence[Tensor | None] | None = None,
+    **__: Any,
 ) -> None:
     """What one rank has to do for the sum over all ranks: add each gradient to its place, where it has one."""
+    first = ds_optimizer.micro_step_id == 0  # of an optimizer step: the places are zeros
     for gradient, place in zip(small_bucket, output_bucket or (), strict=False):
         if place is not None:
-            place.add_(gradient)
+            place.copy_(gradient) if first else place.add_(gradient)

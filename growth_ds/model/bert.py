@@ -3,7 +3,7 @@
 Post-LN by default; `norm: pre` is transformers' MegatronBert (no norm after the embeddings, one after the last layer).
 The MLM head runs on the masked positions only, and its decoder is the word embedding. So a training step needs the last
 output there alone: its queries, its feed-forward layer and its norms are computed for no other (`asked`). Nor is
-padding computed: the real positions of a padded batch stand one behind the other, as one row (`Ragged`).
+padding, but in attention: the real positions of a padded batch stand one behind the other as one row (`Ragged`).
 For a while after a growth the forward uses more than the weights: `Bert.ramp`.
 
 Shapes: B rows, T positions, H hidden, N heads, D head size, F ffn, V vocabulary, M = B*K predicted positions of a
@@ -248,7 +248,8 @@ class Bert(nn.Module):
     ) -> Tensor:
         """Hidden states (B, T, H), or (B, Q, H) of the positions `asked` (B, Q) int64 of each row.
 
-        ids, segments (B, T) int64; attention_mask (B, T) bool, None = no padding. States of padding are zeros.
+        ids, segments (B, T) int64; attention_mask (B, T) bool, None = no padding. With padding every row
+        has a real position, those that are asked for are real, and without `asked` the states of padding are zeros.
         """
         ragged, where = Ragged.of(attention_mask), asked
         if ragged is not None and asked is not None:
@@ -293,7 +294,7 @@ class Bert(nn.Module):
         return self.nsp(pooled)
 
     def predict(self, ids: Tensor, segments: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Every position's MLM logits (B, T, V) and the NSP logits (B, 2) or None."""
+        """Every position's MLM logits (B, T, V) and the NSP logits (B, 2) or None. Those of padding mean nothing."""
         hidden = self.encode(ids, segments, mask)
         return self.head(hidden, self.embeddings.word.weight, ramp=self.ramp), self.next_sentence(hidden[:, 0])
 

@@ -58,7 +58,11 @@ class Options:
 
 def is_fused(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, grad: Tensor, step: Tensor) -> bool:
     """Whether a compiled op takes these: fp32 state, contiguous, all on one device, the count too."""
-    return apex.takes(weight, exp_avg, exp_avg_sq, grad) or _is_ours(weight, exp_avg, exp_avg_sq, grad, step)
+    return _is_apex(weight, exp_avg, exp_avg_sq, grad) or _is_ours(weight, exp_avg, exp_avg_sq, grad, step)
+
+
+def _is_apex(*tensors: Tensor) -> bool:
+    return tensors[0].dtype == torch.float32 and apex.takes(*tensors)
 
 
 def _is_ours(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, grad: Tensor, step: Tensor) -> bool:
@@ -86,7 +90,7 @@ def adamw_(
     step: one element, the number of this step, from 1. factor: one fp32 element on the same device that the gradient is
     multiplied with (1 / loss scale, clipping); it is not waited for. low: 16-bit tensor that gets the new weights.
     """
-    if multiplier is None and low is None and apex.takes(weight, exp_avg, exp_avg_sq, grad):
+    if multiplier is None and low is None and _is_apex(weight, exp_avg, exp_avg_sq, grad):
         apex.adamw_(weight, exp_avg, exp_avg_sq, grad, step, factor=factor, **asdict(options))
         return
     if not _is_ours(weight, exp_avg, exp_avg_sq, grad, step):

@@ -28,20 +28,23 @@ def missing() -> str:
     for name in MODULES:
         try:
             importlib.import_module(name)
-        except (ImportError, OSError) as error:
-            return f"apex: {str(error).splitlines()[0] if str(error) else f'{name} cannot be imported'}"
+        except Exception as error:  # any: one that was built for another torch fails in many ways
+            said = str(error).splitlines() or [f"{name} cannot be imported"]
+            return f"apex: {said[0]}"
     return ""
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether apex is asked for, there, and has kernels for these: alike in dtype, on a CUDA device."""
+    """Whether apex is asked for, there, and has kernels for these: alike in dtype, contiguous, on a CUDA device."""
     first = tensors[0]
     if library.choice() != "apex" or first.device.type not in DEVICES:
         return False
     if missing():
         _warn_once()
         return False
-    return all(tensor.dtype == first.dtype and tensor.device == first.device for tensor in tensors)
+    return all(
+        tensor.dtype == first.dtype and tensor.device == first.device and tensor.is_contiguous() for tensor in tensors
+    )
 
 
 @functools.cache

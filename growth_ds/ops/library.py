@@ -29,7 +29,7 @@ _fakes: list[tuple[str, Callable[..., Any]]] = []
 
 def choice() -> str:
     """What the environment asks for: one of CHOICES. UserError for anything else."""
-    asked = os.environ.get(SWITCH, "auto")
+    asked = os.environ.get(SWITCH) or "auto"
     if asked not in CHOICES:
         raise UserError(f"{SWITCH}: {asked!r} is unknown; use {', '.join(CHOICES[:-1])} or {CHOICES[-1]}")
     return asked

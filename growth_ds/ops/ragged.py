@@ -1,5 +1,7 @@
 """Rows of unequal length without their padding: layers see the real positions alone, one behind the other.
 
+Attention alone may see more: where torch has no kernel for rows of unequal length, it is given padded ones.
+
 Shapes: B rows, T positions of each, S of the B*T that are real, Q positions that ask in each row, N heads, D head size.
 """
 
@@ -22,6 +24,8 @@ class Ragged:
     """(B, T) bool"""
     kept: Tensor
     """(S,) int64: the real positions in the flattened B*T, in order."""
+    starts: Tensor
+    """(B + 1,) int32: where each row begins among them, and S."""
 
     @classmethod
     def of(cls, mask: Tensor | None) -> Ragged | None:
@@ -29,7 +33,9 @@ class Ragged:
         if mask is None:
             return None
         kept = mask.flatten().nonzero().flatten()
-        return None if len(kept) == mask.numel() else cls(mask, kept)
+        if len(kept) == mask.numel():
+            return None
+        return cls(mask, kept, F.pad(mask.sum(1).cumsum(0), (1, 0)).int())
 
     def pack(self, x: Tensor) -> Tensor:
         """x (B, T, ...) -> its real positions (1, S, ...)."""
@@ -38,10 +44,10 @@ class Ragged:
     def spread(self, x: Tensor) -> Tensor:
         """x (1, S, W) -> (B, T, W), zeros where padding is."""
         rows, length = self.mask.shape
-        return x.new_zeros(rows * length, x.shape[2]).index_copy(0, self.kept, x[0]).view(rows, length, -1)
+        return x.new_zeros(rows * length, x.shape[2]).index_copy_(0, self.kept, x[0]).view(rows, length, -1)
 
     def find(self, asked: Tensor) -> Tensor:
-        """Positions of rows (B, Q) -> where they are among the packed (1, B*Q); of a padded one, the one before it."""
+        """Real positions of rows (B, Q) -> where they are among the packed (1, B*Q). Of padding: that of another."""
         rows, length = self.mask.shape
         place = self.mask.flatten().cumsum(0).sub_(1).clamp_(min=0)
         flat = asked + torch.arange(rows, device=asked.device)[:, None] * length
@@ -53,7 +59,8 @@ class Ragged:
         packed: (qkv (1, S, 3*N*D),) -> (1, S, N*D), or (queries (1, B*Q, N*D), keys and values (1, S, 2*N*D)) ->
         (1, B*Q, N*D). dropout: probability for the attention weights.
         """
-        if _varlen(packed, dropout):
+        kinds = 3 if len(packed) == 1 else 2
+        if _varlen(packed[-1], packed[-1].shape[2] // (kinds * heads), dropout):
             return self._by_lengths(packed, heads)
         queries, mask = packed[:-1], self.mask[:, None, None]
         spread = self.spread(packed[-1])
@@ -72,17 +79,18 @@ class Ragged:
             for part in tensor[0].unflatten(1, (kinds, heads, -1)).unbind(1)  # (S, N, D)
         )
         rows, length = self.mask.shape
-        starts = F.pad(self.mask.sum(1).cumsum(0), (1, 0)).int()
-        asking, most = starts, length
+        asking, longest = self.starts, length
         if len(packed) == 2:
-            most = len(q) // rows
-            asking = torch.arange(rows + 1, dtype=torch.int32, device=q.device) * most
-        mixed = varlen_attn(q, k, v, asking, starts, most, length)
+            longest = len(q) // rows
+            asking = torch.arange(rows + 1, dtype=torch.int32, device=q.device) * longest
+        mixed = varlen_attn(q, k, v, asking, self.starts, longest, length)
         assert isinstance(mixed, Tensor)  # a tuple only where more is asked for
         return mixed.flatten(1)[None]
 
 
-def _varlen(packed: tuple[Tensor, ...], dropout: float) -> bool:
-    """Whether torch (2.10 and later) has a kernel for it: on CUDA, in 16 bits, without dropout."""
-    first = packed[0]
-    return first.is_cuda and first.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0
+def _varlen(tensor: Tensor, head_size: int, dropout: float) -> bool:
+    """Whether torch (2.10 and later) has a kernel for it, which has no fallback: flash attention, without dropout."""
+    if not tensor.is_cuda or tensor.dtype not in (torch.float16, torch.bfloat16) or dropout != 0.0:
+        return False
+    fits = head_size % 8 == 0 and head_size <= 256 and torch.cuda.get_device_capability(tensor.device) >= (8, 0)
+    return fits and bool(torch.backends.cuda.is_flash_attention_available())

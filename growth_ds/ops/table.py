@@ -58,16 +58,19 @@ def implementation(op: Op, device: str) -> tuple[str, str]:
     """What the op runs on the device: "cpu" or "cuda" (its own kernels), "apex" or "torch" (its reference); and why."""
     if library.off():
         return "torch", f"{library.SWITCH}=torch"
-    if op.in_apex and device in apex.DEVICES and library.choice() == "apex" and not apex.missing():
-        return "apex", op.in_apex
+    without = ""
+    if op.in_apex and device in apex.DEVICES and library.choice() == "apex":
+        if not apex.missing():
+            return "apex", op.in_apex
+        without = f"; {apex.missing()}"
     if reason := library.missing(device):
-        return "torch", reason
+        return "torch", reason + without
     key = device.upper()
     lacking = [name for name in op.kernels if not _has_kernel(name, key)]
     if lacking:
         return "torch", f"no {device} kernel for {lacking[0]}"
     dtypes = "fp32, bf16, fp16" if device == "cuda" else "fp32, bf16"
-    return device, dtypes if device == "cuda" else f"{dtypes}; {instruction_set()}"
+    return device, (dtypes if device == "cuda" else f"{dtypes}; {instruction_set()}") + without
 
 
 def _has_kernel(name: str, key: str) -> bool:

@@ -11,7 +11,7 @@ from growth_ds.engine import shortcuts
 from growth_ds.engine.shortcuts import PIECE, square_sum
 
 
-@pytest.mark.parametrize("numel", [0, 1, 1023, PIECE, 2 * PIECE + 7])
+@pytest.mark.parametrize("numel", [0, 1, 1023, PIECE["cpu"], 2 * PIECE["cpu"] + 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_square_sum(numel, dtype):
     x = torch.randn(numel, generator=torch.Generator().manual_seed(numel)).to(dtype)
@@ -24,10 +24,10 @@ def test_square_sum_of_what_is_no_number():
     assert float(square_sum(torch.full((2, 2), 3e38))) == pytest.approx(4 * 9e76)  # fp32 has no such number
 
 
-def test_other_optimizers_stay_as_they_are():
-    class DeepSpeedZeroOptimizer_Stage3:
-        cpu_offload = False
-
-    other = DeepSpeedZeroOptimizer_Stage3()
+@pytest.mark.parametrize(
+    ("name", "offload"), [("DeepSpeedZeroOptimizer_Stage3", False), ("DeepSpeedZeroOptimizer", True)]
+)
+def test_other_optimizers_stay_as_they_are(name, offload):
+    other = type(name, (), {"cpu_offload": offload})()
     shortcuts.take(other)
     assert vars(other) == {}

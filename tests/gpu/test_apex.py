@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from growth_ds.ops import apex
-from growth_ds.ops.bias_dropout_residual_layer_norm import bias_dropout_residual_layer_norm
+from growth_ds.ops import adamw, apex
+from growth_ds.ops.bias_dropout_residual_layer_norm import bias_dropout_residual_layer_norm, reference
 from growth_ds.optim.adamw import AdamW
 from growth_ds.optim.lamb import Lamb
 
@@ -68,3 +68,23 @@ def test_norm(monkeypatch, dtype):
     assert apex.takes(*tensors)
     mine = bias_dropout_residual_layer_norm(*tensors[:3], 1e-12, residual=tensors[3])
     torch.testing.assert_close(mine.double(), right, rtol=0, atol=2e-5 if dtype == torch.float32 else 5e-2)
+
+
+def test_our_step_through_its_kernel(monkeypatch):
+    monkeypatch.setenv("GROWTH_DS_OPS", "apex")
+    tensors = [torch.randn(1023, device="cuda") for _ in range(2)] + [torch.rand(1023, device="cuda")]
+    right = [each.double() for each in tensors]
+    options = adamw.Options(1e-2, (0.9, 0.999), 1e-8, 0.1)
+    for step in (1, 2, 3):
+        grad, number = torch.randn(1023, device="cuda"), torch.tensor(float(step))
+        adamw.reference(*right, grad.double(), number, options, factor=torch.tensor(0.5, device="cuda"))
+        adamw.adamw_(*tensors, grad, number, options, factor=torch.tensor(0.5, device="cuda"))
+    close([each.double() for each in tensors], right)
+
+
+def test_gradient_of_the_norm(monkeypatch):
+    tensors = [torch.randn(shape, device="cuda", requires_grad=True) for shape in [(96, 1024), (1024,), (1024,)]]
+    slope = torch.randn(96, 1024, device="cuda")
+    right = torch.autograd.grad(reference(*tensors, 1e-12), tensors, slope)
+    monkeypatch.setenv("GROWTH_DS_OPS", "apex")
+    close(torch.autograd.grad(bias_dropout_residual_layer_norm(*tensors, 1e-12), tensors, slope), right)

@@ -80,6 +80,16 @@ def test_norm(installed, p):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
 
 
+def test_dropout_without_a_seed_is_torchs(installed):
+    x, gamma, beta, residual = norm_inputs()
+    torch.manual_seed(3)
+    mine = bias_dropout_residual_layer_norm(x, gamma, beta, 1e-12, residual=residual, p=0.3, bias=beta)
+    torch.manual_seed(3)
+    right = F.layer_norm(residual + F.dropout(x + beta, 0.3), (8,), gamma, beta, 1e-12)
+    torch.testing.assert_close(mine, right, rtol=0, atol=1e-6)
+    assert calls == ["norm"]
+
+
 def test_weighted_statistics_and_mixed_types_are_not_asked_of_it(installed):
     x, gamma, beta, _ = norm_inputs()
     bias_dropout_residual_layer_norm(x, gamma, beta, 1e-12, weights=torch.ones(8))
@@ -134,6 +144,8 @@ def test_where_it_is_not_installed_ours_run_with_one_warning(monkeypatch):
     apex.missing.cache_clear()
     apex._warn_once.cache_clear()
     x, gamma, beta, _ = norm_inputs()
+    norm = next(op for op in table.OPS if op.name.endswith("norm"))
+    assert table.implementation(norm, "cpu")[1].endswith("; apex: No module named 'apex_that_nobody_has'")
     with pytest.warns(UserWarning, match="GROWTH_DS_OPS=apex: apex: No module named 'apex_that_nobody_has'") as said:
         mine = [bias_dropout_residual_layer_norm(x, gamma, beta, 1e-12) for _ in range(2)]
     assert len(said) == 1

@@ -27,7 +27,7 @@ from growth_ds.ops.attention import attention
 from growth_ds.ops.bias_dropout_residual_layer_norm import bias_dropout_residual_layer_norm
 from growth_ds.ops.bias_gelu import bias_gelu
 from growth_ds.ops.masked_lm_loss import masked_lm_loss
-from growth_ds.ops.ragged import Ragged
+from growth_ds.ops.ragged import Ragged, flat_places
 
 Ramp = Mapping[str, Tensor]
 RAMPS = frozenset({"norm", "head.norm", "hidden", "ffn", "head", "gate"})
@@ -48,8 +48,7 @@ class BatchLike(Protocol):
 def _take(x: Tensor, asked: Tensor) -> Tensor:
     """Positions `asked` (B, Q) of x (B, T, H): (B, Q, H)."""
     rows, length, width = x.shape
-    flat = asked + torch.arange(rows, device=x.device)[:, None] * length
-    return x.reshape(rows * length, width).index_select(0, flat.flatten()).view(rows, -1, width)
+    return x.reshape(rows * length, width).index_select(0, flat_places(asked, length)).view(rows, -1, width)
 
 
 class Activated(nn.Linear):

@@ -34,13 +34,13 @@ def attention(packed: tuple[Tensor, ...], heads: int, mask: Tensor | None, dropo
 
 def reference(packed: tuple[Tensor, ...], heads: int, mask: Tensor | None, dropout: float) -> Tensor:
     """The same by torch.nn.functional."""
-    q, k, v = (part for tensor, kinds in _kinds(packed) for part in _split(tensor, kinds, heads))
+    q, k, v = (part for tensor, kinds in with_kinds(packed) for part in _split(tensor, kinds, heads))
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return mixed.transpose(1, 2).flatten(2)
 
 
-def _kinds(packed: tuple[Tensor, ...]) -> list[tuple[Tensor, int]]:
-    """Each tensor with the number of projections it holds."""
+def with_kinds(packed: tuple[Tensor, ...]) -> list[tuple[Tensor, int]]:
+    """Each tensor of `packed`, as `attention` takes it, with the number of projections it holds."""
     return [(packed[0], 3)] if len(packed) == 1 else [(packed[0], 1), (packed[1], 2)]
 
 
@@ -64,7 +64,7 @@ class _Plain(torch.autograd.Function):
     def forward(ctx: Any, mask: Tensor | None, heads: int, dropout: float, *packed: Tensor) -> Tensor:
         rows, count, _ = packed[0].shape
         # (kinds, B*N, T, D), contiguous
-        parts = [_split(tensor, kinds, heads).contiguous().flatten(1, 2) for tensor, kinds in _kinds(packed)]
+        parts = [_split(tensor, kinds, heads).contiguous().flatten(1, 2) for tensor, kinds in with_kinds(packed)]
         q, k, v = (part for tensor in parts for part in tensor)
         scale = 1.0 / math.sqrt(q.shape[-1])
         scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0, alpha=scale)  # (B*N, Q, T)

@@ -38,12 +38,14 @@ def bias_dropout_residual_layer_norm(
     """
     if not 0.0 <= p < 1.0:
         raise ValueError(f"dropout: p is {p}, not in [0, 1)")
+    seed = None if p == 0.0 else seed
     tensors = [x, gamma, beta, *(tensor for tensor in (bias, residual) if tensor is not None)]
     if weights is None and apex.takes(*tensors):
         if seed is None:
-            x, bias, p = F.dropout(x if bias is None else x + bias, p), None, 0.0
-        return apex.layer_norm(_sum(x, bias, residual, p, seed if p else None), gamma, beta, eps)
-    seed = None if p == 0.0 else philox.new_seed(x.device) if seed is None else seed
+            x, bias = F.dropout(x if bias is None else x + bias, p), None
+        return apex.layer_norm(_sum(x, bias, residual, p, seed), gamma, beta, eps)
+    if p > 0.0 and seed is None:
+        seed = philox.new_seed(x.device)
     alike = all(tensor.dtype == x.dtype for tensor in tensors)
     if not alike or library.kernel("bias_dropout_residual_layer_norm", *tensors) is None:
         return reference(x, gamma, beta, eps, bias=bias, residual=residual, p=p, weights=weights, seed=seed)

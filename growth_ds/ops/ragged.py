@@ -13,7 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growth_ds.ops.attention import attention
+from growth_ds.ops.attention import attention, with_kinds
+
+
+def flat_places(positions: Tensor, length: int) -> Tensor:
+    """Positions (B, Q) of rows of `length` -> where they are in the flattened B*length, (B*Q,)."""
+    return (positions + torch.arange(len(positions), device=positions.device)[:, None] * length).flatten()
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,8 @@ class Ragged:
 
     def find(self, asked: Tensor) -> Tensor:
         """Real positions of rows (B, Q) -> where they are among the packed (1, B*Q). Of padding: that of another."""
-        rows, length = self.mask.shape
         place = self.mask.flatten().cumsum(0).sub_(1).clamp_(min=0)
-        flat = asked + torch.arange(rows, device=asked.device)[:, None] * length
-        return place.index_select(0, flat.flatten())[None]
+        return place.index_select(0, flat_places(asked, self.mask.shape[1]))[None]
 
     def attention(self, packed: tuple[Tensor, ...], heads: int, dropout: float) -> Tensor:
         """Attention within each row, of projections as `ops.attention` takes them, but packed.
@@ -59,11 +62,11 @@ class Ragged:
         packed: (qkv (1, S, 3*N*D),) -> (1, S, N*D), or (queries (1, B*Q, N*D), keys and values (1, S, 2*N*D)) ->
         (1, B*Q, N*D). dropout: probability for the attention weights.
         """
-        kinds = 3 if len(packed) == 1 else 2
-        if _varlen(packed[-1], packed[-1].shape[2] // (kinds * heads), dropout):
+        values, kinds = with_kinds(packed)[-1]
+        if _varlen(values, values.shape[2] // (kinds * heads), dropout):
             return self._by_lengths(packed, heads)
         queries, mask = packed[:-1], self.mask[:, None, None]
-        spread = self.spread(packed[-1])
+        spread = self.spread(values)
         if not queries:
             return self.pack(attention((spread,), heads, mask, dropout))
         by_row = queries[0].view(len(self.mask), -1, queries[0].shape[2])
@@ -75,7 +78,7 @@ class Ragged:
 
         q, k, v = (
             part
-            for tensor, kinds in zip(packed, (3,) if len(packed) == 1 else (1, 2), strict=True)
+            for tensor, kinds in with_kinds(packed)
             for part in tensor[0].unflatten(1, (kinds, heads, -1)).unbind(1)  # (S, N, D)
         )
         rows, length = self.mask.shape

@@ -39,6 +39,8 @@ class Way:
 
 
 OURS = Way("growth_ds", "growth_ds")
+COMPILED = Way("growth_ds compiled", "growth_ds", compiled=True)
+"""`engine.compile`."""
 PEERS = (
     Way("eager bf16", "transformers"),
     Way("eager autocast", "transformers", "autocast"),
@@ -89,13 +91,13 @@ def build(way: Way, case: Case, device: str) -> Step:
     """The step of a fresh model."""
     torch.manual_seed(0)
     if way.library == "growth_ds":
-        return _ours(case)
+        return _ours(case, way.compiled)
     if way.library == "deepspeed":
         return _deepspeed(case, device)
     return _transformers(way, case, device)
 
 
-def _ours(case: Case) -> Step:
+def _ours(case: Case, compiled: bool) -> Step:
     """The engine as a run gets it at its first stage, through the coordinator."""
     from growth_ds.coordinator import Coordinator, Position
     from growth_ds.engine import distributed
@@ -104,7 +106,9 @@ def _ours(case: Case) -> Step:
     distributed.init_distributed()
     rows = max(case.rows)  # steps of other sizes go through the same engine: one micro-batch each
     stage = {"model": case.model.model_dump(), "length": case.length, "batch": {"global": rows, "micro": rows}}
-    run = Run.model_validate({"name": "benchmark", "optim": OPTIM, "stages": [{**stage, "steps": 10**6}]})
+    run = Run.model_validate(
+        {"name": "benchmark", "engine": {"compile": compiled}, "optim": OPTIM, "stages": [{**stage, "steps": 10**6}]}
+    )
     folder = RunFolder(Path(tempfile.gettempdir()) / "growth_ds-benchmark-is-never-written")
     coordinator = Coordinator(run, folder, lambda engine, length: {}, None)
     engine, _ = coordinator.enter(0, Position())

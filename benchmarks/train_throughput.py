@@ -85,20 +85,22 @@ class Tried:
     tokens_per_s: dict[int, float]
     """Of every micro-batch that was tried."""
     first_loss: float
+    first_seconds: float
+    """Of the first step of every micro-batch, added up: compiling is in them."""
     unfinished: str | None = None
     """Why larger micro-batches are missing."""
 
 
 def tried(way: Way, case: Case, device: str, limit: float) -> Tried:
     """The best of the micro-batches that are done within `limit` seconds. Raises Failed when none is."""
-    deadline, rates, first_loss, unfinished = time.monotonic() + limit, {}, 0.0, None
+    deadline, rates, first_loss, first_seconds, unfinished = time.monotonic() + limit, {}, 0.0, 0.0, None
     with Worker(way.name, device, {"case": case.to_json(), "way": asdict(way)}) as worker:
         try:
             worker.start(limit)
             for rows in case.rows:
                 left = max(1.0, deadline - time.monotonic())
-                loss = worker.ask({"rows": rows, "steps": 1}, left)["loss"]  # compiles here
-                first_loss = first_loss or loss
+                first = worker.ask({"rows": rows, "steps": 1}, left)  # compiles here
+                first_loss, first_seconds = first_loss or first["loss"], first_seconds + first["seconds"]
                 rates[rows] = _steps_per_s(worker, rows, 0.0)
             for rows in case.rows * TRIALS:
                 rates[rows] = max(rates[rows], _steps_per_s(worker, rows, 1.0, rates[rows]))
@@ -108,7 +110,7 @@ def tried(way: Way, case: Case, device: str, limit: float) -> Tried:
             unfinished = f"{rows} rows: {failed}"
     tokens = {rows: rate * rows * case.length for rows, rate in rates.items()}
     best = max(tokens, key=lambda rows: tokens[rows])
-    return Tried(way, best, rates[best], tokens, first_loss, unfinished)
+    return Tried(way, best, rates[best], tokens, first_loss, first_seconds, unfinished)
 
 
 def _steps_per_s(worker: Worker, rows: int, seconds: float, guess: float = 0.0) -> float:

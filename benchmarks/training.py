@@ -19,8 +19,8 @@ from growth_ds.data.prepare import prepare  # noqa: E402
 from growth_ds.data.pycorpus import python_documents  # noqa: E402
 from growth_ds.data.text import Text  # noqa: E402
 from growth_ds.engine.zero import ZeroEngine  # noqa: E402
+from growth_ds.planning import with_vocabulary  # noqa: E402
 from growth_ds.run_folder import RunFolder  # noqa: E402
-from growth_ds.trainer import with_vocabulary  # noqa: E402
 
 MODELS: dict[str, dict[str, Any]] = {
     "4 layers x 256": {"layers": 4, "hidden": 256, "heads": 4, "ffn": 1024},

@@ -251,6 +251,34 @@ def convert(
     typer.echo("\n".join(lines))
 
 
+@app.command(epilog="Example: growth-ds compare configs/suite/small.yaml --seeds 1 --budget 5m")
+def compare(
+    suite: Annotated[Path, typer.Argument(help="A suite's YAML file, for example configs/suite/s.yaml.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of all its runs. Default: ./runs/<suite name>/.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="The first so many of its seeds.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Of the from-scratch run: FLOPs (3e14) or a time here (90s, 20m, 2h).")
+    ] = None,
+    ranks: Ranks = 1,
+    as_json: Json = False,
+) -> None:
+    """Run growth methods against training from scratch on one text. Goes on where it stopped, however it stopped."""
+    from growth_ds.suite import compare as comparison
+    from growth_ds.suite.page import PAGE
+    from growth_ds.suite.tables import print_table
+
+    opened = comparison.open_suite(suite, out or Path("runs") / suite.stem, seeds, budget, typer.echo)
+    code = comparison.run_suite(opened, ranks, typer.echo)
+    if code in (comparison.DONE, 1):
+        rows = comparison.read_rows(opened)
+        if as_json:
+            typer.echo(json.dumps(rows, indent=1))
+        else:
+            print_table(rows, comparison.known_baselines(opened))
+            typer.echo(f"{opened.out / PAGE}")
+    raise typer.Exit(code)
+
+
 @app.command(epilog="Example: growth-ds doctor --json")
 def doctor(as_json: Json = False) -> None:
     """Show versions and devices, and which implementation every fused op takes here and why."""

@@ -70,6 +70,11 @@ def load_run(path: str | Path, overrides: Iterable[str] = ()) -> Run:
     for override in overrides:
         _set(tree, override)
     tree.setdefault("name", path.stem)
+    return resolve_run(tree, path)
+
+
+def resolve_run(tree: dict[str, Any], path: Path, source: str | None = None) -> Run:
+    """A run's mapping, with the files it names beside `path`, as a Run. Raises UserError that begins with `source`."""
     engine = tree.get("engine")
     if isinstance(engine, dict):
         for key in ("zero", "deepspeed"):
@@ -78,7 +83,7 @@ def load_run(path: str | Path, overrides: Iterable[str] = ()) -> Run:
     for stage in tree["stages"] if isinstance(tree.get("stages"), list) else []:
         if isinstance(stage, dict) and stage.get("grow") is not None:
             stage["grow"] = _grow_block(path, stage["grow"])
-    return validated(Run, tree, str(path))
+    return validated(Run, tree, source or str(path))
 
 
 def _grow_block(config: Path, block: Any) -> Any:

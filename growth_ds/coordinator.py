@@ -94,7 +94,13 @@ class Coordinator:
         self.main = distributed.rank() == 0
         self.saver = Saver(run, folder, tokenizer)
         self.during = During()
+        self.ends: dict[int, int] = {}
         self.module: Bert | None = None
+
+    def adopt(self, run: Run, ends: dict[int, int]) -> None:
+        """Go on with the same run, some of whose stages ended after other numbers of steps (stage index -> steps)."""
+        self.run = self.saver.run = run
+        self.ends = ends
 
     def resume(self) -> Checkpoint | None:
         """On rank 0: find the checkpoint to go on from, every byte compared. Raises UserError."""
@@ -188,6 +194,9 @@ class Coordinator:
         # in the precision of the forward: DeepSpeed's cast would write every element, a whole model on each rank
         self.module = empty_module(stage.model, DTYPES[resolve_precision(options.precision)])
         self.module.activation_checkpointing = options.activation_checkpointing
+        self.module.average_shared()
+        if options.compile:
+            self.module.compile_layers()
         rates = ModelRates(stage.model, self.during.rates)
         with unfilled():
             engine = self._engine(stage, rates)
@@ -304,6 +313,8 @@ class Coordinator:
         facts["tokens"] = self.run.tokens_at(position.step)
         facts["zero"], facts["ranks"] = engine.stage, engine.world_size
         facts |= self.during.facts(position.step)
+        if self.ends:
+            facts["ends"] = sorted(self.ends.items())
         if engine.loss_scale is not None:
             facts["loss_scale"] = engine.loss_scale
         if ended:

@@ -9,9 +9,9 @@ from growth_ds.config_file import load_run
 from growth_ds.data.text import Text
 from growth_ds.engine.launch import STOPPED, run_ranks
 from growth_ds.engine.signals import StopFlag
-from growth_ds.planning import growths
+from growth_ds.planning import growths, with_vocabulary
 from growth_ds.run_folder import RunFolder
-from growth_ds.trainer import check_engine, with_vocabulary
+from growth_ds.trainer import check_engine
 
 
 def check_before_text(run: Run, ranks: int, run_dir: Path) -> None:

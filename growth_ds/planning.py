@@ -24,6 +24,16 @@ def stage_flops(run: Run, stage: Stage) -> int:
     return stage.batch.global_ * cost.train_flops_per_row(stage.model, stage.length, run.data.mask_prob, nsp)
 
 
+def flops_at(run: Run, step: int) -> int:
+    """Useful training FLOPs of the first `step` optimizer steps of a run."""
+    flops = 0
+    for stage in run.stages:
+        done = min(step, stage.total_steps)
+        flops += done * stage_flops(run, stage)
+        step -= done
+    return flops
+
+
 def growths(run: Run) -> list[GrowthPlan | None]:
     """For each stage the plan by which it is entered; None for the first. Raises UserError for one that cannot be."""
     for stage in run.stages:
@@ -35,6 +45,23 @@ def growths(run: Run) -> list[GrowthPlan | None]:
         except UserError as error:
             raise UserError(f"{run.name}: stages.{index}.{error}") from None
     return plans
+
+
+def with_vocabulary(run: Run, vocab_size: int) -> Run:
+    """The run with the store's vocabulary written into every model that does not name one.
+
+    Raises UserError if a model's vocabulary is smaller than the store's.
+    """
+    stages = []
+    for number, stage in enumerate(run.stages):
+        wanted = stage.model.vocab_size
+        if wanted is not None and wanted < vocab_size:
+            raise UserError(
+                f"stages.{number}.model.vocab_size: {wanted} is less than the store's {vocab_size}; raise or remove it"
+            )
+        model = Model.model_validate({**stage.model.model_dump(), "vocab_size": wanted or vocab_size})
+        stages.append(stage.model_copy(update={"model": model}))
+    return run.model_copy(update={"stages": tuple(stages)})
 
 
 def scratch_of(run: Run) -> Run:

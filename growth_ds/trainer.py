@@ -12,6 +12,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 
 from growth_ds import __version__, faults
 from growth_ds.board import Board
-from growth_ds.config import Model, Run
+from growth_ds.config import Run
 from growth_ds.coordinator import Coordinator, Position
 from growth_ds.data.batch import Batch
 from growth_ds.data.text import Text
@@ -31,10 +32,12 @@ from growth_ds.engine.watch import Watch
 from growth_ds.engine.zero import StepResult, ZeroEngine
 from growth_ds.errors import Stopped, UserError
 from growth_ds.evaluate.mlm import Validation, unigram_entropy
+from growth_ds.judge import Judge
 from growth_ds.lock import FolderLock, WaitStopped
 from growth_ds.model import cost
 from growth_ds.optim.schedule import learning_rate
-from growth_ds.planning import growths, stage_flops
+from growth_ds.planning import flops_at, growths, stage_flops, with_vocabulary
+from growth_ds.policy import with_ends
 from growth_ds.progress import Progress
 from growth_ds.report.tables import growth_line
 from growth_ds.run_folder import RunFolder
@@ -45,23 +48,6 @@ STOPPED = 75
 """Exit code of a run that was asked to stop, saved, and can go on (EX_TEMPFAIL)."""
 LAG_STEPS = 20
 """Steps after a growth at which the probe is measured again: the loss right after it says little (arXiv 2406.02469)."""
-
-
-def with_vocabulary(run: Run, vocab_size: int) -> Run:
-    """The run with the store's vocabulary written into every model that does not name one.
-
-    Raises UserError if a model's vocabulary is smaller than the store's.
-    """
-    stages = []
-    for number, stage in enumerate(run.stages):
-        wanted = stage.model.vocab_size
-        if wanted is not None and wanted < vocab_size:
-            raise UserError(
-                f"stages.{number}.model.vocab_size: {wanted} is less than the store's {vocab_size}; raise or remove it"
-            )
-        model = Model.model_validate({**stage.model.model_dump(), "vocab_size": wanted or vocab_size})
-        stages.append(stage.model_copy(update={"model": model}))
-    return run.model_copy(update={"stages": tuple(stages)})
 
 
 def check_engine(run: Run, ranks: int) -> None:
@@ -128,11 +114,11 @@ class Trainer:
         """The stage whose steps are done and whose end is not: it was stopped in its last measurement."""
         self.known: set[tuple[str, int, int]] = set()
         """(event, step, stage) of what stands in ledger and metrics already; on rank 0."""
+        self.given, self.ends, self.judge = run, dict[int, int](), Judge(self.validation)
         self.problem: UserError | None = None
         """What could not be written to ledger or metrics, on rank 0: it ends the run where all ranks meet."""
-        self.flops = [stage_flops(run, stage) for stage in run.stages]
         self.dropout = [stage.model.dropout > 0 or stage.model.attention_dropout > 0 for stage in run.stages]
-        self.progress.weigh([float(flops) for flops in self.flops])
+        self.progress.weigh([float(stage_flops(run, stage)) for stage in run.stages])
         self.board = Board(folder.path / "tensorboard" if run.log.tensorboard and self.rank == 0 else None)
 
     def train(self, resume: bool) -> int:
@@ -190,6 +176,7 @@ class Trainer:
             self.progress.say(outcome["waited"])
             return False
         self.position, self.unended = Position(*outcome["position"]), outcome["unended"]
+        self._adopt(dict(outcome["ends"]))
         self.known = {(event, step, stage) for event, step, stage in outcome["known"]}
         if self.position.step == 0:
             self._ledger("start", 0, **self._surroundings())
@@ -214,20 +201,28 @@ class Trainer:
         if source is not None and source.facts.get("run") != self.run.digest():
             raise UserError(f"{source.path}: was written by another configuration; give another --run-dir")
         facts: dict[str, Any] = source.facts if source else {"step": 0, "stage": -1, "seconds": 0.0}
-        step, stage = facts["step"], facts["stage"]
-        unended = step > 0 and self.run.stage_at(step)[0] != stage and "probe" not in facts
+        step, stage, ends = facts["step"], facts["stage"], facts.get("ends", [])
+        entered = with_ends(self.given, dict(ends)).stage_at(step)[0]
+        unended = step > 0 and entered != stage and "probe" not in facts
         self.folder.point_at(source.path if source else None)
         self.folder.trim(step, stage, unended)
         outcome["unended"] = stage if unended else None
-        outcome["position"] = [step, facts["seconds"]]
+        outcome["position"], outcome["ends"] = [step, facts["seconds"]], ends
+        self.judge.read(self.folder.records(self.folder.metrics))
         outcome["known"] = self._on_record()
+
+    def _adopt(self, ends: dict[int, int]) -> None:
+        """Go on with stages as long as policies have made them: stage index -> steps."""
+        self.ends, self.run = ends, with_ends(self.given, ends)
+        self.coordinator.adopt(self.run, ends)
+        self.progress.run = self.run
 
     def _on_record(self) -> list[tuple[str, int, int]]:
         """What stands in the ledger, and which measurements stand in the metrics."""
         found = [(line["event"], line["step"], line["stage"]) for line in self.folder.records(self.folder.ledger)]
         for line in self.folder.records(self.folder.metrics):
-            if "valid_loss" in line:
-                found.append(("valid", line["step"], line["stage"]))
+            kind = "valid" if "valid_loss" in line else "policy" if "policy" in line else ""
+            found += [(kind, line["step"], line["stage"])] if kind else []
         return found
 
     def _surroundings(self) -> dict[str, Any]:
@@ -262,16 +257,16 @@ class Trainer:
         """
         first = sum(stage.total_steps for stage in self.run.stages[:index])
         steps = range(self.position.step, first + self.run.stages[index].total_steps)
-        stop = False
+        stopped = False
         try:
             self._steps(engine, index, steps)
             self._end(engine, index)
         except Stopped:
-            stop = True
-        if stop:
+            stopped = True
+        if stopped:
             self._save(engine, index)
         self.coordinator.saver.finish()
-        return stop
+        return stopped
 
     def _save(self, engine: ZeroEngine, index: int, ended: bool = False) -> None:
         """A checkpoint, unless the lines that belong before it could not be written: UserError on all ranks then."""
@@ -283,12 +278,16 @@ class Trainer:
         """Optimizer steps, each followed by what is due. Raises Stopped if a rank was asked to stop."""
         if steps:
             self._measure(engine, index)  # what a stop has left undone at this very step
+            if self._ends_here(engine, index):
+                return
         for micro_batches in self.text.batches(self.run, steps, self.rank, self.ranks):
             self.coordinator.saver.poll(self.position.step)
             faults.point("step")
             self._step(engine, index, micro_batches)
             if self.position.step < steps.stop:
                 self._measure(engine, index)
+                if self._ends_here(engine, index):
+                    return
                 if self.coordinator.saver.is_due(self.position.step):
                     self._save(engine, index)
 
@@ -317,6 +316,22 @@ class Trainer:
         if done and every and step % every == 0 and ("valid", step, index) not in self.known:
             self._validate(engine, index)
 
+    def _ends_here(self, engine: ZeroEngine, index: int) -> bool:
+        """Whether the stage's policy ends it after this step; every rank goes on with a shorter stage then. Collective.
+
+        Not in the middle of a ramp: its end is part of the growth.
+        """
+        step = self.position.step
+        if ("policy", step, index) in self.known or self.coordinator.during.progress(step) is not None:
+            return False
+        verdict = self.judge.verdict(engine, self.run, index, step, partial(self._note, self.folder.metrics))
+        if verdict is None:
+            return False
+        self._adopt({**self.ends, index: verdict["steps"]})
+        self._ledger("policy", index, **verdict, total_steps=self.run.total_steps)
+        self.progress.say(f"step {step}: {verdict['policy']} ends stage {index} after {verdict['steps']:,} steps")
+        return True
+
     def _end(self, engine: ZeroEngine, index: int) -> None:
         """The last measurements of a stage, and its checkpoint. Raises Stopped."""
         measured = self._validate(engine, index)
@@ -327,13 +342,8 @@ class Trainer:
 
     def _totals(self) -> dict[str, float]:
         """Cumulative tokens, useful FLOPs and training seconds."""
-        flops, left = 0, self.position.step
-        for stage, step_flops in zip(self.run.stages, self.flops, strict=True):
-            done = min(left, stage.total_steps)
-            flops += done * step_flops
-            left -= done
-        tokens = self.run.tokens_at(self.position.step)
-        return {"tokens": tokens, "flops": flops, "seconds": round(self.position.seconds, 3)}
+        step, seconds = self.position.step, round(self.position.seconds, 3)
+        return {"tokens": self.run.tokens_at(step), "flops": flops_at(self.run, step), "seconds": seconds}
 
     def _record(self, index: int, result: StepResult, rate: float, elapsed: float, progress: float | None) -> None:
         """One training step into metrics.jsonl, TensorBoard and the progress line."""
@@ -378,6 +388,8 @@ class Trainer:
         """On rank 0: a line into ledger or metrics, and onto the `board`. Raises nothing: see `problem`."""
         if self.rank > 0:
             return
+        if path == self.folder.metrics:
+            self.judge.note(record)
         try:
             self.folder.append(path, record, durable)
             if board:

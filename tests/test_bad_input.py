@@ -262,8 +262,8 @@ def test_an_empty_corpus(refused):
 def test_a_run_folder_of_another_config(refused, home, monkeypatch, capsys):
     from growth_ds.config_file import load_run
     from growth_ds.data.text import Text
+    from growth_ds.planning import with_vocabulary
     from growth_ds.run_folder import RunFolder
-    from growth_ds.trainer import with_vocabulary
 
     run = load_run("good.yaml")
     text = Text.of(run)

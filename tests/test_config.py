@@ -231,19 +231,23 @@ def test_a_run_cannot_be_edited(write):
 SURFACE = {
     "Batch": "global micro",
     "Checkpoint": "every keep keep_every_tokens keep_before_growth background",
+    "Corpus": "inputs tokenizer vocab_size valid",
     "Data": "store objective mask_prob whole_word nsp_negative chunk verify",
-    "Engine": "precision zero deepspeed activation_checkpointing timeout_s coordinator",
+    "Engine": "precision zero deepspeed activation_checkpointing compile timeout_s coordinator",
     "Evaluation": "every tokens",
     "Grow": "recipe layers stored_layers hidden heads ffn positions segments vocab_size require_exact seed noise block "
     "ramp moments layer_moments fresh_moments damping step rewind rewarm lr",
     "Log": "every tensorboard",
-    "Model": "layers hidden heads ffn thin_ffn thin_every head_size stored_layers vocab_size positions segments norm "
-    "nsp activation dropout attention_dropout norm_eps init_std",
+    "Method": "budget optim stages summary",
+    "Model": "layers hidden heads ffn thin_ffn thin_every head_size stored_layers shared_gradient "
+    "vocab_size positions segments norm nsp activation dropout attention_dropout norm_eps init_std",
     "Optim": "name nvlamb lr warmup decay final schedule weight_decay betas eps clip",
     "Run": "name seed data engine optim checkpoint log evaluation stages",
     "Sources": "source share",
-    "Stage": "model length batch optim steps tokens grow",
+    "Stage": "model length batch optim steps tokens grow until",
     "StoreShare": "path weight",
+    "Suite": "name corpus run scratch methods seeds budget control",
+    "Until": "policy threshold seconds every window patience after rest",
 }
 
 

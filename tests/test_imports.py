@@ -35,7 +35,9 @@ ROOMS: dict[str, set[str]] = {
     "optim": {"config", "ops"},
     "engine": {"config", "optim"},  # it is handed a module
     "planning": BASE | {"growth", "model"},
-    "policy": BASE | {"progress"},
+    "policy": BASE | {"model", "planning"},
+    "correlation": PARTS | {"data"},
+    "judge": PARTS | {"policy", "correlation", "evaluate"},
     "checkpoint": PARTS,
     "run_folder": BASE | {"checkpoint"},
     "inspection": PARTS | {"checkpoint"},
@@ -54,6 +56,7 @@ ROOMS["launch"] = ROOMS["trainer"] | {"trainer"}
 ROOMS["offline"] = ROOMS["trainer"] | {"interop"}
 ROOMS["demo"] = ROOMS["launch"] | {"launch", "offline", "interop"}
 ROOMS["fit"] = ROOMS["trainer"]
+ROOMS["suite"] = ROOMS["launch"] | {"launch", "fit"}
 ROOMS["convert"] = ROOMS["offline"] | {"offline"}
 ROOMS["cli"] = set(ROOMS)
 ROOMS["__main__"] = {"cli"}

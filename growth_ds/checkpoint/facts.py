@@ -4,6 +4,7 @@
     run, name, precision, zero, ranks who wrote it
     probe, keep, grown                measured before a growth; why it is never dropped; the growths so far
     ramp, lr                          see `growth_ds.during`
+    ends                              [[stage, steps], ...] that policies decided on: see `growth_ds.policy`
     loss_scale                        of fp16: see `growth_ds.engine.loss_scale`
 
 All may be missing, and keys that are not known here are left alone: nothing reads them.
@@ -70,6 +71,12 @@ def _is_probe(value: Any) -> bool:
     return isinstance(value, dict) and {"loss", "accuracy"} <= set(value) and all(map(_is_number, value.values()))
 
 
+def _are_ends(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(each, list) and len(each) == 2 and all(map(is_count, each)) and each[1] > 0 for each in value
+    )
+
+
 def _is_loss_scale(value: Any) -> bool:
     """A scale above 0 and its counters, of which the last overflow is -1 before there was one."""
     if not isinstance(value, dict) or not all(_is_number(each) and -1 <= each < LARGEST for each in value.values()):
@@ -90,6 +97,7 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     "probe": _is_probe,
     "loss_scale": _is_loss_scale,
     "keep": _list_of(str),
+    "ends": _are_ends,
     "grown": _list_of(dict),
     "imported_from": _is_text,
     "converted_from": _is_text,

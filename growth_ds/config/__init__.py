@@ -21,26 +21,33 @@ from growth_ds.config.run import (
     Stage,
     StoreShare,
 )
+from growth_ds.config.suite import SCRATCH, Corpus, Method, Suite
+from growth_ds.config.until import Until
 
 __all__ = [
     "AXES",
     "DEFAULT_VOCAB_SIZE",
     "OWNED_BY_US",
+    "SCRATCH",
     "THIN",
     "Batch",
     "Checkpoint",
+    "Corpus",
     "Data",
     "Engine",
     "Evaluation",
     "Frozen",
     "Grow",
     "Log",
+    "Method",
     "Model",
     "Optim",
     "Run",
     "Sources",
     "Stage",
     "StoreShare",
+    "Suite",
+    "Until",
     "inherit_model",
     "whole",
 ]

@@ -45,6 +45,8 @@ class Model(Frozen):
     """Units of one attention head; hidden / heads unless given, and kept by a growth."""
     stored_layers: int = Field(gt=0)
     """Layers that own weights; layer i runs stored layer i mod stored_layers. Equal to `layers` unless given."""
+    shared_gradient: Literal["sum", "mean"] = "sum"
+    """The gradient of a layer that runs at several depths: the sum over them, or their mean (share, then unshare)."""
     vocab_size: int | None = Field(default=None, gt=0)
     """Entries of the vocabulary; the data store's if not given."""
     positions: int = Field(default=512, gt=0)

@@ -6,11 +6,12 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from growth_ds.config.base import Frozen, whole
 from growth_ds.config.grow import Grow
 from growth_ds.config.model import Model, inherit_model
+from growth_ds.config.until import Until
 
 
 class StoreShare(Frozen):
@@ -83,6 +84,8 @@ class Engine(Frozen):
     """Raw DeepSpeed JSON (a mapping or a file) for everything that has no key here."""
     activation_checkpointing: bool = False
     """Keep each layer's input alone, and compute the layer again in the backward: a third more FLOPs, less memory."""
+    compile: bool = False
+    """`torch.compile` each layer: needs a C++ compiler (and Triton on a GPU), and a minute at the start of a stage."""
     timeout_s: float = Field(default=1800.0, gt=0.0)
     """How long a collective may wait for the other ranks."""
     coordinator: Literal["auto", "rank0", "sharded"] = "auto"
@@ -111,6 +114,12 @@ class Engine(Frozen):
             if key in value:
                 raise ValueError(f"'{key}' is set by '{ours}' here; remove it from the DeepSpeed JSON")
         return value
+
+    @model_validator(mode="after")
+    def _compiled_whole(self) -> Engine:
+        if self.compile and self.stage == 3:
+            raise ValueError("compile: ZeRO-3 gathers weights inside a layer, which breaks its graph; use stage 0 to 2")
+        return self
 
     @property
     def stage(self) -> int:
@@ -162,7 +171,11 @@ class Stage(Frozen):
     steps: int | None = Field(default=None, gt=0)
     tokens: int | None = Field(default=None, gt=0)
     grow: Grow = Grow()
+    until: Until | None = None
+    """When it ends before its steps are done; the last stage ends with the run."""
     _whole = field_validator("steps", "tokens", "length", mode="before")(whole)
+    _lasts: int | None = PrivateAttr(default=None)
+    """Steps that were decided on while it ran: no part of the configuration."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
@@ -170,12 +183,20 @@ class Stage(Frozen):
             raise ValueError("give exactly one of 'steps' and 'tokens'")
         if self.length > self.model.positions:
             raise ValueError(f"length {self.length} exceeds model.positions {self.model.positions}")
+        if self.until is not None and self.until.policy == "correlation" and not self.model.shares_layers:
+            raise ValueError("until.policy correlation needs shared layers; give model.stored_layers")
         return self
+
+    def lasting(self, steps: int) -> Stage:
+        """The same stage, and by its digest the same configuration, with another number of steps."""
+        stage = self.model_copy()
+        stage._lasts = steps
+        return stage
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of this stage."""
-        return self.steps or -(-(self.tokens or 0) // (self.batch.global_ * self.length))
+        return self._lasts or self.steps or -(-(self.tokens or 0) // (self.batch.global_ * self.length))
 
 
 class Checkpoint(Frozen):
@@ -253,6 +274,12 @@ class Run(Frozen):
         return data
 
     @model_validator(mode="after")
+    def _last_ends_with_the_run(self) -> Run:
+        if self.stages[-1].until is not None:
+            raise ValueError(f"stages.{len(self.stages) - 1}.until: nothing comes after the last stage; remove it")
+        return self
+
+    @model_validator(mode="after")
     def _objective(self) -> Run:
         if self.data.objective == "mlm+nsp" and not self.stages[-1].model.nsp:
             raise ValueError(f"data.objective is mlm+nsp but stages.{len(self.stages) - 1}.model.nsp is false")
@@ -285,6 +312,11 @@ class Run(Frozen):
         dropped: Any = dict.fromkeys(("name", "engine", "checkpoint", "log"), True)
         dropped |= {"data": {"store", "verify"}, "stages": {"__all__": {"batch": {"micro"}}}}
         dumped = self.model_dump(mode="json", by_alias=True, exclude=dropped)
+        for stage in dumped["stages"]:
+            if stage["until"] is None:  # as for runs of versions before these keys were there
+                del stage["until"]
+            if stage["model"]["shared_gradient"] == "sum":
+                del stage["model"]["shared_gradient"]
         for stage in dumped["stages"]:  # a recipe file is what it holds, not where it lies: `path@digest`
             grow = stage["grow"]
             stage["grow"] = {k: v.rpartition("/")[2] if _is_file(v) else v for k, v in grow.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -80,6 +80,12 @@ class Validation:
     def probe(self, evaluator: Evaluator, length: int) -> dict[str, float]:
         """The same on the few rows that every growth is judged by."""
         return self.measure(evaluator, length, PROBE_ROWS)
+
+    def batches(self, length: int) -> Iterator[Batch]:
+        """The rows that `measure` reads, in one process."""
+        rows = self.rows(length)
+        for first in range(0, rows, MICRO_ROWS):
+            yield self._rows(length, rows, first, min(first + MICRO_ROWS, rows))
 
     def _slices(self, evaluator: Evaluator, length: int, rows: int) -> Iterable[Batch]:
         """This rank's batches. Every rank gets equally many (ZeRO-3 gathers in each); what is missing is blank."""

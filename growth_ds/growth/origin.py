@@ -124,7 +124,9 @@ def _layer_moment(plan: GrowthPlan, layer: int, kind: str, x: Tensor) -> Tensor:
     if ran > 1 and policy != "copy":
         # A shared layer's gradient was the sum over its depths. Each keeps its part of the mean; the mean square of
         # parts that agree little is a part too, and one that is too large makes steps too short, never too long.
-        x = x / ran
+        # Where it was their mean, the first moment is that part already, and the square of the mean too small by ran.
+        averaged = bool(plan.models) and plan.models[0].shared_gradient == "mean"
+        x = (x * ran if kind == "exp_avg_sq" else x) if averaged else x / ran
     if layer in plan.new_layers:
         if policy == "damped" and kind == "exp_avg":
             x = x * plan.grow.damping

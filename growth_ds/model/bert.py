@@ -242,6 +242,21 @@ class Bert(nn.Module):
         """Which stored layer runs at each depth."""
         return [depth % self.model.stored_layers for depth in range(self.model.layers)]
 
+    def compile_layers(self, **options: Any) -> None:
+        """Run every layer as `torch.compile(**options)` makes it: one graph for all, with the fused ops as calls."""
+        for layer in self.layers:
+            layer.compile(**options)
+
+    def average_shared(self) -> None:
+        """Where the model asks for it, divide the gradient of a stored layer by the number of depths it runs at.
+
+        Once, when its parameters are those that will be trained (Yang et al., arXiv 2110.03848, section 3.1).
+        """
+        times = self.model.layers // self.model.stored_layers
+        if self.model.shared_gradient == "mean" and times > 1:
+            for parameter in self.layers.parameters():
+                parameter.register_hook(lambda gradient: gradient / times)
+
     def encode(
         self, ids: Tensor, segments: Tensor, attention_mask: Tensor | None = None, asked: Tensor | None = None
     ) -> Tensor:

@@ -35,7 +35,7 @@ def compare(this: Curve, other: Curve) -> Comparison | None:
     """This run against the other; None if either has no validation, or their last ones read rows of other lengths."""
     if not this.valid or not other.valid or _length(this.valid[-1]) != _length(other.valid[-1]):
         return None
-    mine, theirs = _points(this), _points(other)
+    mine, theirs = points_of(this), points_of(other)
     flops = min(mine[-1][0], theirs[-1][0])
     matched = flops_to_reach(mine, theirs[-1][1])
     return Comparison(
@@ -46,7 +46,7 @@ def compare(this: Curve, other: Curve) -> Comparison | None:
     )
 
 
-def _points(curve: Curve) -> list[Point]:
+def points_of(curve: Curve) -> list[Point]:
     """One point for each FLOP count: around a growth two models may be validated at the same step.
 
     A small model may be validated on shorter rows than the last one; that is another task, so those are left out.

@@ -59,7 +59,7 @@ def write_report(
             element("p", in_plain_words(subject.summary, stages, growths, reached), kind="lead"),
             _facts(subject.summary),
             _comparison([subject, *rivals], comparisons),
-            _curves([subject, *rivals]),
+            curves_of([each.curve for each in (subject, *rivals)], subject.summary.unigram_entropy),
             _growths(growths),
             _stages(stages),
             *(_fillings(title, sentences) for title, sentences in (extra or {}).items()),
@@ -173,18 +173,17 @@ def _difference(apart: float | None, digits: int = 3) -> str:
     return units.difference(apart, digits).replace("-", "\u2212")
 
 
-def _curves(subjects: Sequence[_Subject]) -> Html:
-    curves = [subject.curve for subject in subjects]
-    entropy = subjects[0].summary.unigram_entropy
+def curves_of(curves: Sequence[Curve], entropy: float | None, more: str = "") -> Html:
+    """The section with the pictures of some runs; `more` is said below them."""
     alt = "loss against " + ", ".join(PANELS)
     drawn = [panel_svg(curves, key, entropy) for key in PANELS] + [optim_svg(curves)]
     figures = [element("figure", _inline(svg), kind="card") for svg in drawn]
     note = (
         "Lines: training loss, smoothed within each stage; the light line is the loss as logged, and the steep start "
-        "may leave the picture. Points: validation. Dashed: a growth."
+        f"may leave the picture. Points: validation. Dashed: a growth. {more}"
     )
     pictures = element("div", join(figures), kind="curves", role="group", title=alt)
-    return section("Curves", _legend(curves), pictures, element("p", note, kind="note"))
+    return section("Curves", _legend(curves), pictures, element("p", note.strip(), kind="note"))
 
 
 def _inline(svg: str) -> Html:

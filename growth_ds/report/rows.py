@@ -138,7 +138,7 @@ def summary(folder: RunFolder) -> Summary:
     valid: Record = checked[-1] if checked else {}
     return Summary(
         steps=last["step"],
-        planned_steps=run.total_steps,
+        planned_steps=next((line["total_steps"] for line in reversed(events(folder, "policy"))), run.total_steps),
         tokens=last["tokens"],
         flops=last["flops"],
         seconds=last["seconds"],

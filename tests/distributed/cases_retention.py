@@ -17,8 +17,9 @@ from growth_ds.config import Run
 from growth_ds.data.text import Text
 from growth_ds.engine.signals import StopFlag
 from growth_ds.errors import UserError
+from growth_ds.planning import with_vocabulary
 from growth_ds.run_folder import RunFolder
-from growth_ds.trainer import FINISHED, STOPPED, Trainer, with_vocabulary
+from growth_ds.trainer import FINISHED, STOPPED, Trainer
 from tests.distributed.cases_runs import StopAfter, losses
 from tests.distributed.corpus import folder, small_run
 

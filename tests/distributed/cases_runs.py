@@ -23,8 +23,9 @@ from growth_ds.engine.signals import StopFlag
 from growth_ds.engine.zero import ZeroEngine
 from growth_ds.engine.zero_state import ZeroStore
 from growth_ds.errors import GrowthFailed, UserError
+from growth_ds.planning import with_vocabulary
 from growth_ds.run_folder import RunFolder
-from growth_ds.trainer import FINISHED, STOPPED, Trainer, with_vocabulary
+from growth_ds.trainer import FINISHED, STOPPED, Trainer
 from tests.distributed.corpus import SMALL, folder, small_run
 
 numbers = itertools.count()

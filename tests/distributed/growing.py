@@ -16,8 +16,9 @@ from growth_ds.data.text import Text
 from growth_ds.engine import distributed
 from growth_ds.engine.signals import StopFlag
 from growth_ds.engine.state import TensorState
+from growth_ds.planning import with_vocabulary
 from growth_ds.run_folder import RunFolder
-from growth_ds.trainer import Trainer, with_vocabulary
+from growth_ds.trainer import Trainer
 from tests.distributed.cases_runs import StopAfter
 from tests.distributed.corpus import folder
 from tests.distributed.update_size import Recorder

@@ -27,8 +27,9 @@ from growth_ds.engine import distributed
 from growth_ds.engine.signals import StopFlag
 from growth_ds.engine.zero import ZeroEngine
 from growth_ds.offline import grow_checkpoint
+from growth_ds.planning import with_vocabulary
 from growth_ds.run_folder import RunFolder
-from growth_ds.trainer import STOPPED, Trainer, with_vocabulary
+from growth_ds.trainer import STOPPED, Trainer
 from tests.distributed.cases_runs import StopAfter, final, ledger, losses
 from tests.distributed.corpus import folder, small_run
 

@@ -102,6 +102,15 @@ def test_unshared_layers_divide_the_sum_over_their_depths(policy, times):
     assert torch.equal(grown(old, {"stored_layers": 6}, "head.bias").exp_avg, states_of(old)["head.bias"].exp_avg)
 
 
+def test_unshared_layers_of_a_mean_keep_the_mean_and_widen_its_square():
+    old = small(layers=6, stored_layers=2, shared_gradient="mean")
+    before = states_of(old)["layers.1.up.bias"]
+    for layer in (1, 3, 5):
+        state = grown(old, {"stored_layers": 6}, f"layers.{layer}.up.bias", recipe="unshare")
+        torch.testing.assert_close(state.exp_avg, before.exp_avg)
+        torch.testing.assert_close(state.exp_avg_sq, before.exp_avg_sq * 3)
+
+
 def test_values_for_single_layers_replace_what_is_copied():
     before = states_of(OLD)
     plan = plan_of(OLD, changed(OLD, layers=3), recipe="insert-identity")  # 0 0 1

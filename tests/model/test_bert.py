@@ -358,3 +358,21 @@ def test_activation_checkpointing_computes_the_same_and_keeps_less(model, dropou
         kept.append(sum(sizes))
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
     assert kept[1] < 0.7 * kept[0]
+
+
+def test_compiled_layers_compute_the_same_without_a_break_in_the_graph():
+    model = Model.model_validate(
+        {"layers": 3, "hidden": 32, "heads": 2, "ffn": 48, "vocab_size": 60, "positions": 32, "nsp": True}
+    )
+    batch = rows(model, seed=21, padded=False)
+    found = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        bert = random_bert(model, seed=20, dtype=torch.float32).train()
+        if compiled:
+            bert.compile_layers(fullgraph=True, backend="aot_eager")
+        sum(bert(batch).values()).backward()
+        found.append([bert(batch)["mlm"].detach(), *(parameter.grad for parameter in bert.parameters())])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # of all positions, and of those asked for

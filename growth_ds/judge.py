@@ -1,0 +1,63 @@
+"""Rank 0 measures and judges whether a stage ends now (`growth_ds.policy`), and all ranks go by its word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from growth_ds.config import Run, Until
+from growth_ds.correlation import median_correlation
+from growth_ds.engine import distributed
+from growth_ds.engine.zero import ZeroEngine
+from growth_ds.evaluate.mlm import Validation
+from growth_ds.policy import Record, fires, is_due, measured, threshold_of
+
+
+class Judge:
+    """What was recorded so far, and what follows from it. Only rank 0 has records."""
+
+    def __init__(self, validation: Validation) -> None:
+        self.validation = validation
+        self.steps: list[Record] = []
+        """Training steps."""
+        self.measurements: list[Record] = []
+
+    def read(self, records: Sequence[Record]) -> None:
+        """Begin with the lines of a run's metrics."""
+        self.steps, self.measurements = [], []
+        for record in records:
+            self.note(record)
+
+    def note(self, record: Record) -> None:
+        """One more line of the metrics."""
+        if "loss" in record:
+            self.steps.append(record)
+        elif "policy" in record:
+            self.measurements.append(record)
+
+    def verdict(
+        self, engine: ZeroEngine, run: Run, index: int, step: int, write: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any] | None:
+        """The numbers that end stage `index` after step `step`, on every rank; None where it goes on. Collective.
+
+        `write` gets the line of the metrics with what was measured, on rank 0.
+        """
+        until, (_, done) = run.stages[index].until, run.stage_at(step)
+        if until is None or not is_due(until, done):
+            return None
+        value = self._measured(engine, run, index, until)
+        word: dict[str, Any] | None = None
+        if value is not None and distributed.rank() == 0:
+            write({"step": step, "stage": index, "policy": until.policy, "value": value})
+            values = [float(each["value"]) for each in self.measurements if each["stage"] == index]
+            if fires(until, run, values):
+                word = {"policy": until.policy, "values": values[-until.patience :], "steps": done}
+                word["threshold"] = threshold_of(until, run)
+        found: dict[str, Any] | None = distributed.broadcast_object(word)
+        return found
+
+    def _measured(self, engine: ZeroEngine, run: Run, index: int, until: Until) -> float | None:
+        if until.policy == "correlation":
+            stage = run.stages[index]
+            return median_correlation(engine, stage.model, next(self.validation.batches(stage.length)))
+        return measured(until, run, index, self.steps) if distributed.rank() == 0 else None

@@ -1,0 +1,213 @@
+"""Run a suite: one run after the other, each in a folder of its own, whatever is done already left as it is.
+
+    OUT/store/                    the text, where the suite says how it is made
+    OUT/<method>/seed-<n>.yaml    the run, resolved
+    OUT/<method>/seed-<n>/        its folder
+    OUT/records.json              a row for each finished run, written anew after each of them
+    OUT/compare.html              table and curves
+
+Nothing but these files is remembered: killed at any instant and started again, it goes on in the run that was cut off
+(which resumes from its own checkpoint) and ends with the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growth_ds.config import SCRATCH, Suite
+from growth_ds.config_file import dump_run
+from growth_ds.data.prepare import prepare
+from growth_ds.data.store import Store
+from growth_ds.data.text import Text
+from growth_ds.engine.signals import StopFlag
+from growth_ds.errors import UserError
+from growth_ds.evaluate.baselines import baselines
+from growth_ds.files import write_durably
+from growth_ds.launch import train_ranks
+from growth_ds.lock import FolderLock
+from growth_ds.planning import stage_flops, with_vocabulary
+from growth_ds.run_folder import RunFolder
+from growth_ds.suite.measure import check_same_text, failed_record, finished, record_of
+from growth_ds.suite.runs import Entry, entries_of, load_suite
+
+DONE, STOPPED = 0, 75
+ROWS = "records.json"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A suite in its folder."""
+
+    suite: Suite
+    out: Path
+    entries: tuple[Entry, ...]
+    store: str
+    seeds: tuple[int, ...]
+
+    def folder(self, method: str, seed: int) -> RunFolder:
+        """Where a run is."""
+        return RunFolder(self.out / method / f"seed-{seed}")
+
+    def records(self, failures: dict[tuple[str, int], str]) -> list[dict[str, Any]]:
+        """The rows of all finished runs, method by method; those of `failures` say why they have no figures."""
+        rows = []
+        scratch = {seed: finished(self.folder(SCRATCH, seed)) for seed in self.seeds}
+        for entry in self.entries:
+            for seed in self.seeds:
+                base, run = scratch[seed], finished(self.folder(entry.method, seed))
+                if base is not None and run is not None:
+                    check_same_text(run, base)
+                    rows.append(record_of(entry.method, seed, entry.budget, run, base))
+                elif (entry.method, seed) in failures:
+                    rows.append(failed_record(entry.method, seed, entry.budget, failures[entry.method, seed]))
+        return rows
+
+
+def open_suite(
+    path: Path, out: Path, seeds: int | None = None, budget: str | None = None, say: Say = lambda line: None
+) -> Comparison:
+    """The suite of a YAML file with all its runs resolved, its text made where it is missing.
+
+    `seeds`: so many of its seeds; `budget`: of the from-scratch run, see `scale_of`. Raises UserError before anything
+    is trained.
+    """
+    suite = load_suite(path)
+    if seeds is not None and seeds > len(suite.seeds):
+        raise UserError(f"--seeds {seeds}: {path} has {len(suite.seeds)} seeds; add some there")
+    store = _store(suite, path, out, say)
+    vocab_size = Store.open(Path(store), verify=False).tokenizer.vocab_size
+    scale = scale_of(suite, path, out, store, vocab_size, budget) if budget else 1.0
+    entries = entries_of(suite, path, vocab_size, scale)
+    return Comparison(suite, out, tuple(entries), store, suite.seeds[:seeds])
+
+
+def _store(suite: Suite, path: Path, out: Path, say: Say) -> str:
+    """The folder of the suite's text."""
+    given = (suite.run.get("data") or {}).get("store")
+    if given is not None:
+        return str(given)
+    if suite.corpus is None:
+        raise UserError(f"{path}: run.data.store: not given, and no corpus to make it of; give one of the two")
+    corpus = suite.corpus
+    options: dict[str, Any] = {"tokenizer": corpus.tokenizer, "vocab_size": corpus.vocab_size, "valid": corpus.valid}
+    made = prepare(list(corpus.inputs), out / "store", **options, progress=False)
+    tokens = {name: made.split(name).tokens for name in ("train", "valid")}
+    say(f"text: {tokens['train']:,} tokens to train on, {tokens['valid']:,} to validate")
+    return str(made.path)
+
+
+def scale_of(suite: Suite, path: Path, out: Path, store: str, vocab_size: int, budget: str) -> float:
+    """How many times as long the from-scratch run becomes under a budget: FLOPs ("3e14") or time ("90s", "20m", "2h").
+
+    Time is turned into steps once, by a few steps here, and kept in `OUT/speed.json`: a comparison that goes on must
+    not change its runs. Raises UserError.
+    """
+    scratch = entries_of(suite, path, vocab_size)[0].seeded(suite.seeds[0], store)
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    try:
+        number = float(budget[:-1] if budget[-1:] in units else budget)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise UserError(f"--budget {budget}: neither FLOPs nor a time; give for example 3e14, 90s, 20m or 2h")
+    if budget[-1] not in units:
+        return number / (scratch.total_steps * stage_flops(scratch, scratch.stages[0]))
+    stage = scratch.stages[0]
+    tokens = number * units[budget[-1]] * _tokens_per_s(scratch, out / "speed.json")
+    return tokens / (stage.total_steps * stage.batch.global_ * stage.length)
+
+
+def _tokens_per_s(scratch: Any, known: Path) -> float:
+    """Tokens a second of the from-scratch run on one rank here; measured once."""
+    from growth_ds.fit import fit_stage
+
+    if not known.is_file():
+        vocab_size = scratch.stages[0].model.vocab
+        tried = fit_stage(with_vocabulary(scratch, vocab_size), 0, 1)["tried"]
+        if not tried:
+            raise UserError("--budget: no step of the from-scratch run can be made here; give it as FLOPs")
+        known.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(known, json.dumps({"tokens_per_s": max(each["tokens_per_s"] for each in tried)}) + "\n")
+    return float(json.loads(known.read_text("utf-8"))["tokens_per_s"])
+
+
+def run_suite(comparison: Comparison, ranks: int, say: Say = print) -> int:
+    """Train what is missing, seed by seed, and write the rows after each run. Returns DONE, STOPPED or 1.
+
+    A run that ends by an error leaves a row that says so, and the others go on; 1 at the end then. Raises UserError
+    for a folder that holds other runs.
+    """
+    comparison.out.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(comparison.out, say=say)
+    lock.acquire()
+    failures: dict[tuple[str, int], str] = {}
+    try:
+        for seed in comparison.seeds:
+            for entry in comparison.entries:
+                if is_done(comparison, entry, seed):
+                    continue
+                code = _train(comparison, entry, seed, ranks, say)
+                if code == STOPPED or code >= 128:
+                    say(f"stopped; the same command goes on in {comparison.out}")
+                    return code
+                if code != DONE:
+                    failures[entry.method, seed] = f"ended with exit code {code}; see what it printed"
+                write_rows(comparison, failures)
+        write_rows(comparison, failures)
+    finally:
+        lock.release()
+    return 1 if failures else DONE
+
+
+def is_done(comparison: Comparison, entry: Entry, seed: int) -> bool:
+    """Whether this very run is at its end."""
+    folder = comparison.folder(entry.method, seed)
+    same = folder.config.is_file() and folder.run().digest() == entry.seeded(seed, comparison.store).digest()
+    return same and finished(folder) is not None
+
+
+def _train(comparison: Comparison, entry: Entry, seed: int, ranks: int, say: Say) -> int:
+    """One run to its end. Returns its exit code."""
+    folder, run = comparison.folder(entry.method, seed), entry.seeded(seed, comparison.store)
+    say(f"{entry.method}, seed {seed}: {run.total_steps:,} steps")
+    config = comparison.out / entry.method / f"seed-{seed}.yaml"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(config, dump_run(run))
+    with StopFlag() as stop:
+        return train_ranks(config, folder.path, ranks, "auto", [], stop)
+
+
+def read_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """The rows of `records.json`."""
+    return list(json.loads((comparison.out / ROWS).read_text("utf-8")))
+
+
+def write_rows(comparison: Comparison, failures: dict[tuple[str, int], str]) -> None:
+    """Write `records.json` and `compare.html`, each as a whole. Runs in `failures` get a row that says why."""
+    from growth_ds.suite.page import write_page
+
+    rows = comparison.records(failures)
+    write_durably(comparison.out / ROWS, json.dumps(rows, indent=1) + "\n")
+    if any(row["method"] == SCRATCH and row["final_loss"] is not None for row in rows):
+        write_page(comparison, rows, known_baselines(comparison))
+
+
+def known_baselines(comparison: Comparison) -> dict[str, float]:
+    """{"unigram", "bigram"} nats of the validation rows of these runs; counted once, kept in `baselines.json`."""
+    path = comparison.out / "baselines.json"
+    run = comparison.entries[0].seeded(comparison.seeds[0], comparison.store)
+    asked: dict[str, Any] = {"length": run.stages[-1].length, "tokens": run.evaluation.tokens}
+    text = Text.of(run, verify=False)
+    asked["text"] = text.digest
+    if path.is_file():
+        kept = json.loads(path.read_text("utf-8"))
+        if kept.get("of") == asked:
+            return dict(kept["nats"])
+    found = baselines(text, run.stages[-1].length, run.evaluation.tokens)
+    write_durably(path, json.dumps({"of": asked, "nats": found}) + "\n")
+    return found

@@ -1,0 +1,100 @@
+"""Stages that end by a policy, on two ranks: at one step everywhere, and at the same one after every restart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from growth_ds.config import Run
+from growth_ds.engine import distributed
+from growth_ds.trainer import FINISHED, STOPPED
+from tests.distributed.cases_runs import final, ledger, losses, train
+from tests.distributed.corpus import SMALL, folder, small_run
+
+PLATEAU = {"policy": "plateau", "window": 4, "threshold": 0.5, "patience": 2, "every": 3}
+"""Fires as soon as it can: at 12 steps, the second check that has two windows."""
+SHARED = {"policy": "correlation", "threshold": 1.1, "patience": 3, "every": 4}
+"""No correlation is above 1.1: fires at the third check, after 12 steps."""
+
+
+def the_run(name: str, until: dict[str, Any], **changes: Any) -> Run:
+    tree = small_run(name, steps=(40, 10), **changes).model_dump(mode="json", by_alias=True)
+    tree["checkpoint"] = {"every": 5}
+    tree["stages"][0]["until"] = until
+    return Run.model_validate(tree)
+
+
+def sharing(name: str) -> Run:
+    """A block of one layer, run four times, then untied."""
+    tree = the_run(name, SHARED).model_dump(mode="json", by_alias=True)
+    small = {**SMALL, "layers": 4, "stored_layers": 1}
+    tree["stages"][0]["model"], tree["stages"][0]["until"] = small, SHARED
+    tree["stages"][1]["model"] = {**small, "stored_layers": 4}
+    tree["stages"][1]["grow"], tree["stages"][1]["length"] = {"recipe": "unshare"}, 16
+    return Run.model_validate(tree)
+
+
+def ended(name: str) -> list[int]:
+    """Steps that each stage had, as its batches, learning rates and checkpoints had it."""
+    stages = [record["stage"] for record in steps(name)]
+    return [stages.count(stage) for stage in sorted(set(stages))]
+
+
+def steps(name: str) -> list[dict[str, Any]]:
+    from growth_ds.run_folder import RunFolder
+
+    run_folder = RunFolder(folder() / name)
+    return [record for record in run_folder.records(run_folder.metrics) if "loss" in record]
+
+
+def case_plateau_ends_the_stage() -> None:
+    assert train(the_run("plateau", PLATEAU), "plateau") == FINISHED
+    (event,) = ledger("plateau", "policy")
+    assert event["steps"] == 12
+    assert len(event["values"]) == 2
+    assert all(value < 0.5 for value in event["values"])
+    first, last = ended("plateau")
+    assert first == 12
+    assert last > 10, "the last stage gets the FLOPs of the steps that were left"
+    assert event["total_steps"] == first + last
+    assert final("plateau").facts["ends"] == [[0, 12]]
+    assert steps("plateau")[-1]["lr"] < 0.2 * max(record["lr"] for record in steps("plateau")), "decayed to its own end"
+    sums = distributed.gather_objects(repr(ended("plateau")))
+    assert sums is None or len(set(sums)) == 1
+
+
+def case_stopped_before_at_and_after_it() -> None:
+    for stop in (8, 12, 14):
+        name = f"plateau-{stop}"
+        assert train(the_run(name, PLATEAU), name, stop_after=stop) == STOPPED
+        assert train(the_run(name, PLATEAU), name) == FINISHED
+        assert losses(name) == losses("plateau")
+        assert ledger(name, "policy") == ledger("plateau", "policy")
+
+
+def case_rest_is_dropped() -> None:
+    assert train(the_run("dropped", {**PLATEAU, "rest": "drop"}), "dropped") == FINISHED
+    assert ended("dropped") == [12, 10]
+
+
+def case_never_fires() -> None:
+    assert train(the_run("never", {**PLATEAU, "threshold": -100.0}), "never") == FINISHED
+    assert ended("never") == [40, 10]
+    assert not ledger("never", "policy")
+    assert "ends" not in final("never").facts
+
+
+def case_correlation_unties() -> None:
+    assert train(sharing("untied"), "untied") == FINISHED
+    (event,) = ledger("untied", "policy")
+    assert event["steps"] == 12
+    assert len(event["values"]) == 3
+    assert all(-1 <= value <= 1 for value in event["values"])
+    (growth,) = ledger("untied", "growth")
+    assert growth["exact"]
+
+
+def case_correlation_after_a_restart() -> None:
+    assert train(sharing("untied-again"), "untied-again", stop_after=9) == STOPPED
+    assert train(sharing("untied-again"), "untied-again") == FINISHED
+    assert ledger("untied-again", "policy") == ledger("untied", "policy")
+    assert losses("untied-again") == losses("untied")

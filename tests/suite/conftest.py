@@ -1,0 +1,3 @@
+from tests.report.conftest import keep_lines
+
+__all__ = ["keep_lines"]

@@ -25,7 +25,7 @@ def the_run(name: str, until: dict[str, Any], **changes: Any) -> Run:
 
 def sharing(name: str) -> Run:
     """A block of one layer, run four times, then untied."""
-    tree = the_run(name, SHARED).model_dump(mode="json", by_alias=True)
+    tree = the_run(name, PLATEAU).model_dump(mode="json", by_alias=True)
     small = {**SMALL, "layers": 4, "stored_layers": 1}
     tree["stages"][0]["model"], tree["stages"][0]["until"] = small, SHARED
     tree["stages"][1]["model"] = {**small, "stored_layers": 4}

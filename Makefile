@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OPS := $(wildcard csrc/*.py csrc/*/*)
 
-.PHONY: demo ops test test-state test-faults test-large test-gpu bench bench-gpu check format clean
+.PHONY: demo ops test test-slow test-state test-faults test-large test-gpu bench bench-gpu check format clean
 
 demo: $(READY)
 	$(BIN)/growth-ds demo
@@ -22,7 +22,11 @@ test-state: $(READY)
 
 # A hundred SIGKILLs at random instants, and the same final state every time (GROWTH_DS_KILLS, GROWTH_DS_SEED).
 test-faults: $(READY)
-	$(BIN)/python -m pytest -m faults -s tests/faults
+	$(BIN)/python -m pytest -m faults -s tests/faults tests/suite
+
+# Minutes each: launches that hang, every case of the growth recipes, the benchmarks from end to end.
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
 
 # BERT-Large on the CPU: needs 20 GiB and several minutes.
 test-large: $(READY)

@@ -1,7 +1,8 @@
-"""How fast this machine multiplies bf16 matrices: a large square, and the products of one training step alone.
+"""How fast this machine multiplies matrices: a large square, and the products of one training step alone.
 
-The square (4096 x 4096 x 4096) is the ceiling of record. The step's own products, forward and both of the backward,
-are smaller and mostly slower: their rate says what is left for everything that is not a product.
+In bf16, or in fp32 where the processor has no bf16 of its own and emulates it a hundred times slower (`DTYPE`). The
+square (4096 x 4096 x 4096) is the ceiling of record. The step's own products, forward and both of the backward, are
+smaller and mostly slower: their rate says what is left for everything that is not a product.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import torch
 
 from benchmarks.common import seconds_of
 from benchmarks.peers import Case
+from growth_ds.engine.ds_config import resolve_precision
 
 SIDE = 4096
+DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}[resolve_precision("auto")]
 Product = Callable[[], Any]
 
 
@@ -61,7 +64,7 @@ def shapes(case: Case, rows: int) -> list[Shape]:
 def _products(shape: Shape, device: str) -> list[Product]:
     """Forward x w^T, and in the backward g w and g^T x; one batch of them where `batch` > 1."""
     lead = () if shape.batch == 1 else (shape.batch,)
-    options: dict[str, Any] = {"dtype": torch.bfloat16, "device": device}
+    options: dict[str, Any] = {"dtype": DTYPE, "device": device}
     x = torch.randn(*lead, shape.m, shape.k, **options)
     w = torch.randn(*lead, shape.n, shape.k, **options)
     g = torch.randn(*lead, shape.m, shape.n, **options)
@@ -85,7 +88,7 @@ class Ceiling:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        a, b = (torch.randn(SIDE, SIDE, dtype=torch.bfloat16, device=device) for _ in range(2))
+        a, b = (torch.randn(SIDE, SIDE, dtype=DTYPE, device=device) for _ in range(2))
         bt = b.t()
         forms: list[Product] = [lambda: a @ b, lambda: a @ bt]
         for form in forms:

@@ -13,7 +13,7 @@ second and a half while the others are blocked, and the order is reversed from r
     ratio_to_best_peer        median of (ours / that peer in the same round)
     spread                    interquartile range of that ratio: third quartile less first
     flops_per_s               useful FLOP/s of ours (`growth_ds.model.cost`: products only, the head where it is masked)
-    share_of_matmul_ceiling   median of (flops_per_s / FLOP/s of the 4096 square in bf16 in the same round)
+    share_of_matmul_ceiling   median of (flops_per_s / FLOP/s of the 4096 square in the same round; see `ceiling.py`)
     share_of_own_products     the same with the products of this very step, alone, in place of the square
 
 `--json` gets an array, one record a case; what could not run is under `failures`, with the reason.

@@ -41,6 +41,7 @@ from growth_ds.growth.state import Source
 from growth_ds.model.bert import Bert
 from growth_ds.model.layout import FIXED, layout, parameter_shapes
 from growth_ds.optim.groups import parameter_groups
+from growth_ds.paths import path_of
 from growth_ds.reshard import InitialState, choose_mode, differs_most, inject, peaks
 from growth_ds.run_folder import RunFolder
 from growth_ds.saving import Saver
@@ -187,6 +188,11 @@ class Coordinator:
             for key, value in values.items()  # gates are read as numbers
         }
         return progress
+
+    def take_path(self, index: int, step: int) -> None:
+        """Set the depths that training step `step` runs, where stage `index` runs some of them alone."""
+        assert self.module is not None
+        self.module.path = path_of(self.run.stages[index], self.run.seed, step)
 
     def _build(self, index: int) -> ZeroEngine:
         """An engine around an empty module: the weights come from the state, in fp32, and from nowhere else."""

@@ -21,7 +21,10 @@ from growth_ds.model.layout import FIXED, layout
 def stage_flops(run: Run, stage: Stage) -> int:
     """Useful training FLOPs of one optimizer step of a stage."""
     nsp = run.data.objective == "mlm+nsp" and stage.model.nsp
-    return stage.batch.global_ * cost.train_flops_per_row(stage.model, stage.length, run.data.mask_prob, nsp)
+    model = stage.model
+    if stage.path_layers is not None:
+        model = model.model_copy(update={"layers": stage.path_layers, "stored_layers": stage.path_layers})
+    return stage.batch.global_ * cost.train_flops_per_row(model, stage.length, run.data.mask_prob, nsp)
 
 
 def flops_at(run: Run, step: int) -> int:

@@ -113,6 +113,9 @@ class Engine(Frozen):
         for key, ours in OWNED_BY_US.items():
             if key in value:
                 raise ValueError(f"'{key}' is set by '{ours}' here; remove it from the DeepSpeed JSON")
+        for key, reason in REFUSED.items():
+            if key in value:
+                raise ValueError(f"'{key}' {reason}")
         return value
 
     @model_validator(mode="after")
@@ -140,6 +143,14 @@ OWNED_BY_US = {
     "zero_optimization": "engine.zero",
 }
 """Keys of a DeepSpeed JSON that a run states elsewhere: given twice, one of the two would silently win."""
+
+
+REFUSED = {
+    "progressive_layer_drop": "drops layers inside DeepSpeed's own BERT only; give stages[].path_layers",
+    "curriculum_learning": "hands a length to a model that cuts its own rows; give stages[].length",
+    "data_efficiency": "replaces layers by DeepSpeed's random-LTD ones, which growth cannot read; give stages[].length",
+}
+"""Keys of a DeepSpeed JSON that do nothing, or harm, with our model: why, and what does it here."""
 
 
 class Batch(Frozen):
@@ -171,6 +182,8 @@ class Stage(Frozen):
     steps: int | None = Field(default=None, gt=0)
     tokens: int | None = Field(default=None, gt=0)
     grow: Grow = Grow()
+    path_layers: int | None = Field(default=None, gt=1)
+    """Layers that a training step runs: the first, the last, and a random choice of the others (RaPTr); else all."""
     until: Until | None = None
     """When it ends before its steps are done; the last stage ends with the run."""
     _whole = field_validator("steps", "tokens", "length", mode="before")(whole)
@@ -183,6 +196,10 @@ class Stage(Frozen):
             raise ValueError("give exactly one of 'steps' and 'tokens'")
         if self.length > self.model.positions:
             raise ValueError(f"length {self.length} exceeds model.positions {self.model.positions}")
+        if self.path_layers is not None and self.path_layers > self.model.layers:
+            raise ValueError(f"path_layers {self.path_layers} exceeds model.layers {self.model.layers}")
+        if self.path_layers is not None and self.model.thin_ffn is not None:
+            raise ValueError("path_layers: with thin layers the cost of a step depends on chance; give one of the two")
         if self.until is not None and self.until.policy == "correlation" and not self.model.shares_layers:
             raise ValueError("until.policy correlation needs shared layers; give model.stored_layers")
         return self
@@ -313,8 +330,9 @@ class Run(Frozen):
         dropped |= {"data": {"store", "verify"}, "stages": {"__all__": {"batch": {"micro"}}}}
         dumped = self.model_dump(mode="json", by_alias=True, exclude=dropped)
         for stage in dumped["stages"]:
-            if stage["until"] is None:  # as for runs of versions before these keys were there
-                del stage["until"]
+            for key in ("until", "path_layers"):  # as for runs of versions before these keys were there
+                if stage[key] is None:
+                    del stage[key]
             if stage["model"]["shared_gradient"] == "sum":
                 del stage["model"]["shared_gradient"]
         for stage in dumped["stages"]:  # a recipe file is what it holds, not where it lies: `path@digest`

@@ -227,6 +227,9 @@ class Bert(nn.Module):
     "gate" (depths,): g of each executed layer, x + g (layer(x) - x).
     """
 
+    path: frozenset[int] | None = None
+    """The depths that a training step runs, the last among them, set from outside before each step; None: all."""
+
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
@@ -272,6 +275,9 @@ class Bert(nn.Module):
         last = len(self.layer_order) - 1
         for depth, (stored, gate) in enumerate(zip(self.layer_order, self._gates(), strict=True)):
             here = where if depth == last else None
+            if self.training and self.path is not None and depth not in self.path:
+                x = x + self._left_out(self.layers[stored], x)
+                continue
             y = self._layer(self.layers[stored], x, here, ragged)
             # A closed gate gives x to the last bit; its layer is computed, for ZeRO expects every gradient.
             if gate != 1.0:
@@ -282,6 +288,11 @@ class Bert(nn.Module):
         if ragged is None:
             return x
         return ragged.spread(x) if asked is None else x.view(*asked.shape, -1)
+
+    def _left_out(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Zero, with a gradient of zeros for a layer that does not run: one position goes through it. ZeRO waits for
+        every gradient, and in stage 3 gathers a weight only where its module is called."""
+        return 0.0 * self._layer(layer, x[:1, :1].detach(), None, None).sum()
 
     def _layer(self, layer: nn.Module, x: Tensor, asked: Tensor | None, ragged: Ragged | None) -> Tensor:
         if not (self.activation_checkpointing and torch.is_grad_enabled()):

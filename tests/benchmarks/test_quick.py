@@ -56,6 +56,7 @@ def test_forwards_and_wrapped_calls_are_timed() -> None:
     assert set(parts.seconds) == {"step", "linear", "activation"}
 
 
+@pytest.mark.slow
 def test_data(tmp_path: Path) -> None:
     found = record("data", tmp_path)
     rows = found["encoding"]["rows"]
@@ -69,6 +70,7 @@ def test_data(tmp_path: Path) -> None:
     assert [0 <= each["share"] < 1 for each in found["waiting"]] == [True, True]
 
 
+@pytest.mark.slow
 def test_step_profile(tmp_path: Path) -> None:
     (case,) = record("step_profile", tmp_path, "--ops", "5")["cases"]
     milliseconds = {row["part"]: row["ms"] for row in case["parts"]}
@@ -78,6 +80,7 @@ def test_step_profile(tmp_path: Path) -> None:
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path: Path) -> None:
     ranks = ["--ranks", "1"] if torch.cuda.device_count() == 1 else ["--ranks", "1", "2"]
     cases = record("scaling", tmp_path, *ranks, "--zero", "2")["cases"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from growth_ds.config import Run
@@ -98,3 +99,45 @@ def case_correlation_after_a_restart() -> None:
     assert train(sharing("untied-again"), "untied-again") == FINISHED
     assert ledger("untied-again", "policy") == ledger("untied", "policy")
     assert losses("untied-again") == losses("untied")
+
+
+def on_paths(name: str) -> Run:
+    """Eight layers of which three, then five, then all run in a step."""
+    tree = small_run(name, steps=(8,)).model_dump(mode="json", by_alias=True)
+    stage = tree["stages"][0]
+    stage["model"]["layers"] = stage["model"]["stored_layers"] = 8
+    tree["stages"] = [{**stage, "path_layers": 3}, {**stage, "path_layers": 5}, stage]
+    return Run.model_validate(tree)
+
+
+def case_paths_resume_and_export() -> None:
+    assert train(on_paths("paths"), "paths") == FINISHED
+    growths = ledger("paths", "growth")
+    assert [growth["exact"] for growth in growths] == [True, True]
+    assert train(on_paths("paths-again"), "paths-again", stop_after=11) == STOPPED
+    assert train(on_paths("paths-again"), "paths-again") == FINISHED
+    assert losses("paths-again") == losses("paths")
+    flops = [record["flops"] for record in steps("paths")]
+    costs = [later - earlier for earlier, later in pairwise(flops)]
+    assert costs[3] < costs[11] < costs[19]
+    if distributed.rank() == 0:
+        from transformers import AutoModelForMaskedLM
+
+        from growth_ds.offline import export_checkpoint, find_checkpoint
+
+        out = folder() / "paths-export"
+        export_checkpoint(find_checkpoint(folder() / "paths"), out, force=True)
+        assert AutoModelForMaskedLM.from_pretrained(out).config.num_hidden_layers == 8
+    distributed.barrier()
+
+
+def case_paths_under_every_stage() -> None:
+    """The losses do not depend on the ZeRO stage: layers that do not run get zeros in all of them."""
+    found = {}
+    for zero in (0, 1, 2, 3):
+        tree = on_paths(f"paths-{zero}").model_dump(mode="json", by_alias=True)
+        tree["engine"] = {"precision": "fp32", "zero": zero}
+        assert train(Run.model_validate(tree), f"paths-{zero}") == FINISHED
+        found[zero] = losses(f"paths-{zero}")
+    for zero in (1, 2, 3):
+        assert max(abs(a - b) for a, b in zip(found[0], found[zero], strict=True)) < 1e-5

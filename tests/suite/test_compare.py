@@ -69,6 +69,7 @@ def test_it_ends_with_a_row_for_each_run_and_a_page(left_alone):
     assert "compare.html" in printed
 
 
+@pytest.mark.faults
 def test_killed_at_random_instants_it_ends_with_the_same_rows(left_alone, store, tmp_path):
     suite = write(tmp_path / "s.yaml", store=store, methods=METHODS, control=False, seeds=[1])
     chance, kills = random.Random(7), 0

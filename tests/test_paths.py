@@ -1,0 +1,99 @@
+"""Random paths: which depths run, what they compute, what they cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from copy import deepcopy
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from growth_ds.config import Run
+from growth_ds.config_file import validated
+from growth_ds.errors import UserError
+from growth_ds.paths import path_of
+from growth_ds.planning import stage_flops
+from tests.growth.models import random_bert, rows, small
+from tests.model.test_cost import packed_rows
+
+MODEL = {"layers": 6, "hidden": 12, "heads": 2, "ffn": 20, "positions": 16, "vocab_size": 40}
+
+
+def run(path=4, **model):
+    stage = {"model": {**MODEL, **model}, "length": 8, "batch": {"global": 8, "micro": 4}, "steps": 9}
+    return Run.model_validate({"name": "r", "stages": [{**stage, "path_layers": path}]})
+
+
+def test_first_and_last_always_run_and_the_others_equally_often():
+    stage = run().stages[0]
+    paths = [path_of(stage, 1, step) for step in range(2000)]
+    assert all(len(path) == 4 and {0, 5} <= path for path in paths)
+    counts = Counter(depth for path in paths for depth in path)
+    assert all(abs(counts[depth] / 2000 - 0.5) < 0.04 for depth in range(1, 5))
+    assert paths == [path_of(stage, 1, step) for step in range(2000)]
+    assert paths != [path_of(stage, 2, step) for step in range(2000)]
+    assert path_of(run(None).stages[0], 1, 0) is None
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_path_is_the_model_of_its_layers(norm, again):
+    """Loss and gradients are those of a model that has no other layers; theirs are zeros."""
+    model = small(layers=5, norm=norm, nsp=True)
+    whole, batch = random_bert(model, seed=4).train(), rows(model, seed=5)
+    whole.path, whole.activation_checkpointing = frozenset((0, 3, 4)), again
+    short = deepcopy(whole)
+    short.layers = torch.nn.ModuleList([short.layers[depth] for depth in (0, 3, 4)])
+    short.model, short.path = model.model_copy(update={"layers": 3, "stored_layers": 3}), None
+    sums, expected = whole(batch), short(batch)
+    for key, value in expected.items():
+        torch.testing.assert_close(sums[key], value)
+    sum(sums.values()).backward()
+    sum(expected.values()).backward()
+    for mine, its in zip((0, 3, 4), short.layers, strict=True):
+        for one, two in zip(whole.layers[mine].parameters(), its.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, two.grad)
+    torch.testing.assert_close(whole.embeddings.word.weight.grad, short.embeddings.word.weight.grad)
+    for depth in (1, 2):
+        assert all(float(parameter.grad.abs().sum()) == 0.0 for parameter in whole.layers[depth].parameters())
+
+
+def test_validation_runs_every_layer():
+    model = small(layers=4)
+    bert, batch = random_bert(model, seed=4).eval(), rows(model, seed=5)
+    expected = bert(batch)["mlm"]
+    bert.path = frozenset((0, 3))
+    assert torch.equal(bert(batch)["mlm"], expected)
+
+
+def test_a_step_costs_what_its_layers_cost():
+    """Against torch's own count, with attention as plain products: to 1 % for the layers that run.
+
+    One position goes through each of the others; here that is all of 4 of 512.
+    """
+    config = run(3, hidden=64, heads=2, head_size=32, ffn=256, positions=64, vocab_size=200)
+    stage = config.stages[0].model_copy(update={"length": 64})
+    bert = random_bert(stage.model, seed=4, dtype=torch.float32).train()
+    bert.path = path_of(stage, 1, 0)
+    batch = packed_rows(stage.model, 8, 64, config.data.mask_prob)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        bert(batch)["mlm"].backward()
+    assert stage_flops(config, stage) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "message"), [(7, {}, "exceeds"), (1, {}, "greater than 1"), (4, {"thin_ffn": 8}, "thin")]
+)
+def test_what_cannot_be_is_refused(path, model, message):
+    with pytest.raises(ValidationError, match=message):
+        run(path, **model)
+
+
+@pytest.mark.parametrize("key", ["progressive_layer_drop", "curriculum_learning", "data_efficiency"])
+def test_deepspeeds_own_are_refused_with_what_to_give(key):
+    tree = {"name": "r", "engine": {"deepspeed": {key: {"enabled": True}}}, "stages": [run().stages[0].model_dump()]}
+    with pytest.raises(UserError, match=rf"'{key}' .*stages\[\]"):
+        validated(Run, tree, "r.yaml")

@@ -201,6 +201,7 @@ class Coordinator:
         self.module = empty_module(stage.model, DTYPES[resolve_precision(options.precision)])
         self.module.activation_checkpointing = options.activation_checkpointing
         self.module.average_shared()
+        self.module.pool = stage.pool
         if options.compile:
             self.module.compile_layers()
         rates = ModelRates(stage.model, self.during.rates)
@@ -239,7 +240,10 @@ class Coordinator:
             self._check_groups(engine, index)
         except AssertionError as error:
             raise GrowthFailed(f"the growth at step {position.step}: {error}; {STAYS}") from None
+        assert self.module is not None
+        self.module.pool = self.run.stages[index - 1].pool  # as "before" was measured
         after = self.probe(engine, self.run.stages[index - 1].length)
+        self.module.pool = self.run.stages[index].pool
         release_memory()  # what ZeRO-3 gathered for it, before the checkpoint needs room
         if not plan.exact and not math.isfinite(after["loss"]):
             was = f"it was {before['loss']:.6f}"

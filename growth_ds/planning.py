@@ -24,7 +24,7 @@ def stage_flops(run: Run, stage: Stage) -> int:
     model = stage.model
     if stage.path_layers is not None:
         model = model.model_copy(update={"layers": stage.path_layers, "stored_layers": stage.path_layers})
-    return stage.batch.global_ * cost.train_flops_per_row(model, stage.length, run.data.mask_prob, nsp)
+    return stage.batch.global_ * cost.train_flops_per_row(model, stage.length, run.data.mask_prob, nsp, stage.pool)
 
 
 def flops_at(run: Run, step: int) -> int:

@@ -182,6 +182,8 @@ class Stage(Frozen):
     steps: int | None = Field(default=None, gt=0)
     tokens: int | None = Field(default=None, gt=0)
     grow: Grow = Grow()
+    pool: int = Field(default=1, gt=0)
+    """Neighbouring positions that the layers see as one, masked ones apart (CompoundGrow); 1: each by itself."""
     path_layers: int | None = Field(default=None, gt=1)
     """Layers that a training step runs: the first, the last, and a random choice of the others (RaPTr); else all."""
     until: Until | None = None
@@ -196,6 +198,10 @@ class Stage(Frozen):
             raise ValueError("give exactly one of 'steps' and 'tokens'")
         if self.length > self.model.positions:
             raise ValueError(f"length {self.length} exceeds model.positions {self.model.positions}")
+        if self.pool > 1 and (self.model.layers == 1 or self.pool >= self.length):
+            raise ValueError(
+                f"pool {self.pool} needs two layers at least, and more than {self.pool} positions in a row"
+            )
         if self.path_layers is not None and self.path_layers > self.model.layers:
             raise ValueError(f"path_layers {self.path_layers} exceeds model.layers {self.model.layers}")
         if self.path_layers is not None and self.model.thin_ffn is not None:
@@ -333,6 +339,8 @@ class Run(Frozen):
             for key in ("until", "path_layers"):  # as for runs of versions before these keys were there
                 if stage[key] is None:
                     del stage[key]
+            if stage["pool"] == 1:
+                del stage["pool"]
             if stage["model"]["shared_gradient"] == "sum":
                 del stage["model"]["shared_gradient"]
         for stage in dumped["stages"]:  # a recipe file is what it holds, not where it lies: `path@digest`

@@ -51,6 +51,28 @@ def _take(x: Tensor, asked: Tensor) -> Tensor:
     return x.reshape(rows * length, width).index_select(0, flat_places(asked, length)).view(rows, -1, width)
 
 
+def pooled(x: Tensor, asked: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """CompoundGrow's short sequence (arXiv 2010.12562): states (B, 1 + W + K, H), and where in it each of `asked` is.
+
+    x (B, T, H): embeddings. The first position stays, W windows of `size` others become the mean of those that are not
+    asked for, and each of the K positions that are asked for stands behind them by itself. `asked` (B, Q) has one
+    column of zeros at most, for the first position. The first layer's keys and values are x's own.
+    """
+    rows, length, width = x.shape
+    alone = asked[:, asked[0] > 0]  # (B, K)
+    counted = x.new_ones(rows, length).scatter(1, alone, 0.0)[:, 1:]
+    missing = -(length - 1) % size
+    counted = F.pad(counted, (0, missing)).view(rows, -1, size)
+    rest = F.pad(x[:, 1:], (0, 0, 0, missing)).view(rows, -1, size, width)
+    total = counted.sum(dim=2, keepdim=True)
+    means = (rest * (counted / total.clamp(min=1.0))[..., None]).sum(dim=2)  # a window without context is zeros
+    short = torch.cat([x[:, :1], means, _take(x, alone)], dim=1)
+    place = torch.arange(alone.shape[1], device=x.device) + 1 + means.shape[1]
+    where = torch.zeros_like(asked)
+    where[:, asked[0] > 0] = place
+    return short, where
+
+
 class Activated(nn.Linear):
     """A projection and its activation: the bias is added where the activation is computed."""
 
@@ -124,12 +146,12 @@ class Embeddings(nn.Module):
 class QueryKeyValue(nn.Linear):
     """The three projections of attention in one product; the queries for fewer positions in a product of their own."""
 
-    def forward(self, x: Tensor, asked: Tensor | None = None) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """x (B, T, H) -> (qkv (B, T, 3*N*D),), or for asked (B, Q) (q (B, Q, N*D), k and v (B, T, 2*N*D))."""
-        if asked is None:
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """x (B, T, H) -> (qkv (B, T, 3*N*D),), or for kept (B, Q, H) (q (B, Q, N*D), k and v (B, T, 2*N*D))."""
+        if kept is None:
             return (F.linear(x, self.weight, self.bias),)
         inner = self.out_features // 3
-        queries = F.linear(_take(x, asked), self.weight[:inner], self.bias[:inner])
+        queries = F.linear(kept, self.weight[:inner], self.bias[:inner])
         return queries, F.linear(x, self.weight[inner:], self.bias[inner:])
 
 
@@ -148,24 +170,25 @@ class Layer(nn.Module):
         self.model = model
 
     def forward(
-        self, x: Tensor, ramp: Ramp | None = None, asked: Tensor | None = None, ragged: Ragged | None = None
+        self, x: Tensor, ramp: Ramp | None = None, kept: Tensor | None = None, ragged: Ragged | None = None
     ) -> Tensor:
-        """x (B, T, H) -> (B, T, H), or (B, Q, H) of the positions `asked` (B, Q).
+        """x (B, T, H) -> (B, T, H), or for `kept` (B, Q, H), which alone ask and go on, (B, Q, H).
 
-        With padding: x (1, S, H) of the positions that are real, as `ragged` says, and asked (1, B*Q) among them.
+        With padding: x (1, S, H) of the positions that are real, as `ragged` says, and kept (1, B*Q, H) of them.
         """
-        kept, p = x if asked is None else _take(x, asked), self.model.dropout
+        residual, p = x if kept is None else kept, self.model.dropout
         if self.model.norm == "pre":
-            mixed = self._attention(_normed(self.attention_norm, x, ramp), ramp, asked, ragged)
-            x = kept + F.dropout(mixed, p, self.training)
+            asking = None if kept is None else _normed(self.attention_norm, kept, ramp)
+            mixed = self._attention(_normed(self.attention_norm, x, ramp), ramp, asking, ragged)
+            x = residual + F.dropout(mixed, p, self.training)
             return x + F.dropout(self._ffn(_normed(self.ffn_norm, x, ramp), ramp), p, self.training)
-        mixed = self._attention(x, ramp, asked, ragged)
-        x = _normed(self.attention_norm, mixed, ramp, residual=kept, dropout=p)
+        mixed = self._attention(x, ramp, kept, ragged)
+        x = _normed(self.attention_norm, mixed, ramp, residual=residual, dropout=p)
         return _normed(self.ffn_norm, self._ffn(x, ramp), ramp, residual=x, dropout=p)
 
-    def _attention(self, x: Tensor, ramp: Ramp | None, asked: Tensor | None, ragged: Ragged | None) -> Tensor:
+    def _attention(self, x: Tensor, ramp: Ramp | None, kept: Tensor | None, ragged: Ragged | None) -> Tensor:
         dropout, heads = self.model.attention_dropout if self.training else 0.0, self.model.heads
-        packed = self.qkv(x, asked=asked)
+        packed = self.qkv(x, kept=kept)
         if ragged is None:
             mixed = attention(packed, heads, None, dropout)  # (B, Q, N*D)
         else:
@@ -227,6 +250,9 @@ class Bert(nn.Module):
     "gate" (depths,): g of each executed layer, x + g (layer(x) - x).
     """
 
+    pool: int = 1
+    """Neighbouring positions that go through the layers as one (`pooled`), where only some positions are asked for."""
+
     path: frozenset[int] | None = None
     """The depths that a training step runs, the last among them, set from outside before each step; None: all."""
 
@@ -272,18 +298,22 @@ class Bert(nn.Module):
         if ragged is not None and asked is not None:
             where = ragged.find(asked)
         x = self.embeddings(ids, segments, ramp=self.ramp, ragged=ragged)
+        kept: Tensor | None = None
+        if self.pool > 1 and ragged is None and asked is not None:
+            kept, where = pooled(x, asked, self.pool)
         last = len(self.layer_order) - 1
         for depth, (stored, gate) in enumerate(zip(self.layer_order, self._gates(), strict=True)):
-            here = where if depth == last else None
+            if depth == last and where is not None:
+                kept = _take(x, where)
             if self.training and self.path is not None and depth not in self.path:
                 x = x + self._left_out(self.layers[stored], x)
                 continue
-            y = self._layer(self.layers[stored], x, here, ragged)
+            y = self._layer(self.layers[stored], x, kept, ragged)
             # A closed gate gives x to the last bit; its layer is computed, for ZeRO expects every gradient.
             if gate != 1.0:
-                x = x if here is None else _take(x, here)
+                x = x if kept is None else kept
                 y = x + gate * (y - x)
-            x = y
+            x, kept = y, None
         x = x if self.norm is None else _normed(self.norm, x, self.ramp)
         if ragged is None:
             return x
@@ -294,11 +324,11 @@ class Bert(nn.Module):
         every gradient, and in stage 3 gathers a weight only where its module is called."""
         return 0.0 * self._layer(layer, x[:1, :1].detach(), None, None).sum()
 
-    def _layer(self, layer: nn.Module, x: Tensor, asked: Tensor | None, ragged: Ragged | None) -> Tensor:
+    def _layer(self, layer: nn.Module, x: Tensor, kept: Tensor | None, ragged: Ragged | None) -> Tensor:
         if not (self.activation_checkpointing and torch.is_grad_enabled()):
-            return layer(x, ramp=self.ramp, asked=asked, ragged=ragged)
+            return layer(x, ramp=self.ramp, kept=kept, ragged=ragged)
         # It restores torch's random state, from which every dropout comes.
-        return checkpoint(layer, x, ramp=self.ramp, asked=asked, ragged=ragged, use_reentrant=False)
+        return checkpoint(layer, x, ramp=self.ramp, kept=kept, ragged=ragged, use_reentrant=False)
 
     def _gates(self) -> list[float]:
         """The gate of each depth; ValueError for a ramp that the model does not know."""

@@ -19,29 +19,31 @@ def parameters(model: Model) -> int:
     return sum(prod(shape) for shape in parameter_shapes(model).values())
 
 
-def forward_flops(model: Model, length: int, mask_prob: float, nsp: bool = False) -> int:
+def forward_flops(model: Model, length: int, mask_prob: float, nsp: bool = False, pool: int = 1) -> int:
     """Floating-point operations of one forward over one row of `length` tokens, matrix products only (2mnk each).
 
     What is really computed: the MLM head runs on the round(mask_prob x length) masked positions, and the last layer's
-    queries, attention output and FFN there alone (and on the first, for `nsp`); its keys and values on all.
+    queries, attention output and FFN there alone (and on the first, for `nsp`); its keys and values on all. With `pool`
+    all layers but the keys and values of the first see the short sequence of `growth_ds.model.bert.pooled`.
     """
     inner = model.heads * model.head_size
     predicted = round(mask_prob * length)
-    asked = predicted + nsp
-    projections = 4 * length * model.hidden * inner * model.layers  # keys and values
-    positions = length * (model.layers - 1) + asked  # of queries, summed over the layers
-    projections += 4 * positions * model.hidden * inner
-    attention = 4 * positions * length * inner
-    units = [model.ffn_of(depth % model.stored_layers) for depth in range(model.layers)]
-    feed_forward = 4 * model.hidden * (length * sum(units[:-1]) + asked * units[-1])
+    short = length if pool == 1 else 1 + -(-(length - 1) // pool) + predicted
+    total = 0
+    for depth in range(model.layers):
+        keys = length if depth == 0 else short
+        queries = predicted + nsp if depth == model.layers - 1 else short
+        projections = 4 * model.hidden * inner * (keys + queries)
+        attention = 4 * queries * keys * inner
+        total += projections + attention + 4 * model.hidden * queries * model.ffn_of(depth % model.stored_layers)
     head = 2 * predicted * model.hidden * (model.hidden + model.vocab)
-    pooled = 2 * model.hidden * (model.hidden + 2) if nsp else 0
-    return projections + attention + feed_forward + head + pooled
+    pooler = 2 * model.hidden * (model.hidden + 2) if nsp else 0
+    return total + head + pooler
 
 
-def train_flops_per_row(model: Model, length: int, mask_prob: float, nsp: bool = False) -> int:
+def train_flops_per_row(model: Model, length: int, mask_prob: float, nsp: bool = False, pool: int = 1) -> int:
     """Floating-point operations of forward and backward over one row."""
-    return TRAIN_FACTOR * forward_flops(model, length, mask_prob, nsp)
+    return TRAIN_FACTOR * forward_flops(model, length, mask_prob, nsp, pool)
 
 
 def bytes_per_rank(model: Model, zero: int, ranks: int, low_precision: bool) -> int:

@@ -141,3 +141,24 @@ def case_paths_under_every_stage() -> None:
         found[zero] = losses(f"paths-{zero}")
     for zero in (1, 2, 3):
         assert max(abs(a - b) for a, b in zip(found[0], found[zero], strict=True)) < 1e-5
+
+
+def on_windows(name: str) -> Run:
+    """Rows of 32 positions whose layers see windows of four, then two, then each position."""
+    tree = small_run(name, steps=(8,)).model_dump(mode="json", by_alias=True)
+    stage = {**tree["stages"][0], "length": 32}
+    tree["stages"] = [{**stage, "pool": 4}, {**stage, "pool": 2}, stage]
+    return Run.model_validate(tree)
+
+
+def case_pooled_length_resumes_and_exports() -> None:
+    assert train(on_windows("pooled"), "pooled") == FINISHED
+    growths = ledger("pooled", "growth")
+    assert [growth["exact"] for growth in growths] == [True, True]
+    assert all(abs(growth["loss_after"] - growth["loss_before"]) < 1e-5 for growth in growths), "of the same windows"
+    assert train(on_windows("pooled-again"), "pooled-again", stop_after=11) == STOPPED
+    assert train(on_windows("pooled-again"), "pooled-again") == FINISHED
+    assert losses("pooled-again") == losses("pooled")
+    flops = [record["flops"] for record in steps("pooled")]
+    costs = [later - earlier for earlier, later in pairwise(flops)]
+    assert costs[3] < costs[11] < costs[19]

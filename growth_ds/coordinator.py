@@ -41,7 +41,7 @@ from growth_ds.growth.state import Source
 from growth_ds.model.bert import Bert
 from growth_ds.model.layout import FIXED, layout, parameter_shapes
 from growth_ds.optim.groups import parameter_groups
-from growth_ds.paths import path_of
+from growth_ds.paths import path_of, still, window_of
 from growth_ds.reshard import InitialState, choose_mode, differs_most, inject, peaks
 from growth_ds.run_folder import RunFolder
 from growth_ds.saving import Saver
@@ -189,10 +189,13 @@ class Coordinator:
         }
         return progress
 
-    def take_path(self, index: int, step: int) -> None:
-        """Set the depths that training step `step` runs, where stage `index` runs some of them alone."""
+    def take_layers(self, engine: ZeroEngine, index: int, step: int) -> None:
+        """Set which layers training step `step` of stage `index` runs, and what of them learns."""
         assert self.module is not None
-        self.module.path = path_of(self.run.stages[index], self.run.seed, step)
+        stage, seed = self.run.stages[index], self.run.seed
+        self.module.path, window = path_of(stage, seed, step), window_of(stage, seed, step)
+        self.module.window = None if window == (0, stage.model.layers) else window
+        engine.freeze(frozenset() if self.module.window is None else still(list(parameter_shapes(stage.model)), window))
 
     def _build(self, index: int) -> ZeroEngine:
         """An engine around an empty module: the weights come from the state, in fp32, and from nowhere else."""

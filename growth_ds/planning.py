@@ -16,15 +16,19 @@ from growth_ds.growth.recipes import RECIPES, find_recipe
 from growth_ds.model import cost
 from growth_ds.model.bert import check_rows
 from growth_ds.model.layout import FIXED, layout
+from growth_ds.paths import windows
 
 
 def stage_flops(run: Run, stage: Stage) -> int:
-    """Useful training FLOPs of one optimizer step of a stage."""
+    """Useful training FLOPs of one optimizer step of a stage; the mean of its sub-models, where it trains some."""
     nsp = run.data.objective == "mlm+nsp" and stage.model.nsp
-    model = stage.model
-    if stage.path_layers is not None:
-        model = model.model_copy(update={"layers": stage.path_layers, "stored_layers": stage.path_layers})
-    return stage.batch.global_ * cost.train_flops_per_row(model, stage.length, run.data.mask_prob, nsp, stage.pool)
+    steps = [(0, stage.path_layers)] if stage.path_layers is not None else windows(stage)
+    total = 0
+    for frozen, layers in steps:
+        run_by = {} if layers == stage.model.layers else {"layers": layers, "stored_layers": layers}
+        model = stage.model.model_copy(update=run_by)
+        total += cost.train_flops_per_row(model, stage.length, run.data.mask_prob, nsp, stage.pool, frozen)
+    return stage.batch.global_ * total // len(steps)
 
 
 def flops_at(run: Run, step: int) -> int:

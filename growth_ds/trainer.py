@@ -301,7 +301,7 @@ class Trainer:
         if self.dropout[index]:
             torch.manual_seed(hash((self.run.seed, self.position.step, self.rank)) & (2**63 - 1))
         progress = self.coordinator.ramp_to(self.position.step)
-        self.coordinator.take_path(index, self.position.step)
+        self.coordinator.take_layers(engine, index, self.position.step)
         result = engine.step(on_device, rate, self._asked())
         elapsed = time.monotonic() - started
         self.position = Position(self.position.step + 1, self.position.seconds + elapsed)

@@ -34,7 +34,8 @@ ROOMS: dict[str, set[str]] = {
     "model": {"config", "ops"},
     "optim": {"config", "ops"},
     "engine": {"config", "optim"},  # it is handed a module
-    "planning": BASE | {"growth", "model"},
+    "paths": {"config"},
+    "planning": BASE | {"growth", "model", "paths"},
     "policy": BASE | {"model", "planning"},
     "correlation": PARTS | {"data"},
     "judge": PARTS | {"policy", "correlation", "evaluate"},
@@ -44,7 +45,6 @@ ROOMS: dict[str, set[str]] = {
     "during": BASE | {"growth", "model"},
     "saving": PARTS | {"checkpoint", "run_folder"},
     "reshard": PARTS | {"checkpoint"},
-    "paths": {"config"},
     "coordinator": PARTS | {"checkpoint", "during", "paths", "reshard", "run_folder", "saving"},
     "evaluate": PARTS | {"data"},
     "interop": PARTS | {"checkpoint", "data"},

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from growth_ds.config import Run
 from growth_ds.config_file import validated
 from growth_ds.errors import UserError
-from growth_ds.paths import path_of
+from growth_ds.paths import path_of, still, window_of, windows
 from growth_ds.planning import stage_flops
 from tests.growth.models import random_bert, rows, small
 from tests.model.test_cost import packed_rows
@@ -22,9 +22,9 @@ from tests.model.test_cost import packed_rows
 MODEL = {"layers": 6, "hidden": 12, "heads": 2, "ffn": 20, "positions": 16, "vocab_size": 40}
 
 
-def run(path=4, **model):
+def run(path=4, keys=(), **model):
     stage = {"model": {**MODEL, **model}, "length": 8, "batch": {"global": 8, "micro": 4}, "steps": 9}
-    return Run.model_validate({"name": "r", "stages": [{**stage, "path_layers": path}]})
+    return Run.model_validate({"name": "r", "stages": [{**stage, "path_layers": path, **dict(keys)}]})
 
 
 def test_first_and_last_always_run_and_the_others_equally_often():
@@ -61,6 +61,63 @@ def test_a_path_is_the_model_of_its_layers(norm, again):
         assert all(float(parameter.grad.abs().sum()) == 0.0 for parameter in whole.layers[depth].parameters())
 
 
+def test_frozen_layers_learn_nothing_and_the_others_what_they_would():
+    model = small(layers=4, nsp=True)
+    frozen, whole = random_bert(model, seed=4).train(), random_bert(model, seed=4).train()
+    frozen.window = (2, 4)
+    batch, found = rows(model, seed=5), []
+    for bert in (frozen, whole):
+        sums = bert(batch)
+        sum(sums.values()).backward()
+        found.append(sums["mlm"].detach())
+    assert torch.equal(*found)
+    resting = still([name for name, _ in frozen.named_parameters()], (2, 4))
+    assert {name.split(".")[1] for name in resting if name.startswith("layers")} == {"0", "1"}
+    expected = dict(whole.named_parameters())
+    for name, parameter in frozen.named_parameters():
+        if name in resting:
+            assert float(parameter.grad.abs().sum()) == 0.0, name
+        elif name != "embeddings.word.weight":
+            torch.testing.assert_close(parameter.grad, expected[name].grad)
+    # the word embedding learns as decoder alone
+    whole.zero_grad()
+    lookup = whole.embeddings.forward
+    whole.embeddings.forward = lambda *args, **kwargs: lookup(*args, **kwargs).detach()
+    sum(whole(batch).values()).backward()
+    torch.testing.assert_close(frozen.embeddings.word.weight.grad, whole.embeddings.word.weight.grad)
+
+
+@pytest.mark.parametrize("window", [(0, 2), (2, 4), (4, 6)])
+def test_a_sub_model_is_the_bottom_layers_with_the_head(window):
+    model = small(layers=6, norm="pre")
+    whole, batch = random_bert(model, seed=4).train(), rows(model, seed=5)
+    short = deepcopy(whole)
+    short.layers = short.layers[: window[1]]
+    short.model = model.model_copy(update={"layers": window[1], "stored_layers": window[1]})
+    whole.window = window
+    found, expected = whole(batch)["mlm"], short(batch)["mlm"]
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    expected.backward()
+    for depth in range(6):
+        learns = window[0] <= depth < window[1]
+        for name, parameter in whole.layers[depth].named_parameters():
+            if learns:
+                torch.testing.assert_close(parameter.grad, short.layers[depth].get_parameter(name).grad)
+            else:
+                assert float(parameter.grad.abs().sum()) == 0.0
+
+
+def test_every_sub_model_has_its_turn():
+    stage = run(None, {"submodel_layers": 2}).stages[0]
+    assert windows(stage) == [(0, 2), (2, 4), (4, 6)]
+    turns = [window_of(stage, 1, step) for step in range(300)]
+    for begin in range(0, 300, 3):
+        assert sorted(turns[begin : begin + 3]) == windows(stage)
+    assert len({tuple(turns[begin : begin + 3]) for begin in range(0, 300, 3)}) == 6
+    assert turns == [window_of(stage, 1, step) for step in range(300)]
+
+
 def test_validation_runs_every_layer():
     model = small(layers=4)
     bert, batch = random_bert(model, seed=4).eval(), rows(model, seed=5)
@@ -69,19 +126,39 @@ def test_validation_runs_every_layer():
     assert torch.equal(bert(batch)["mlm"], expected)
 
 
-def test_a_step_costs_what_its_layers_cost():
-    """Against torch's own count, with attention as plain products: to 1 % for the layers that run.
+@pytest.mark.parametrize(
+    "keys", [{"path_layers": 3}, {"frozen_layers": 2}, {"frozen_layers": 5}, {"frozen_layers": 2, "pool": 3}]
+)
+@pytest.mark.parametrize("nsp", [False, True])
+def test_a_step_costs_what_its_layers_cost(keys, nsp):
+    """Against torch's own count, with attention as plain products, to 1 %.
 
-    One position goes through each of the others; here that is all of 4 of 512.
+    One position goes through each layer that does not learn; here that is one of 512 for each.
     """
-    config = run(3, hidden=64, heads=2, head_size=32, ffn=256, positions=64, vocab_size=200)
+    config = run(None, keys, hidden=64, heads=2, head_size=32, ffn=256, positions=64, vocab_size=200, nsp=nsp)
     stage = config.stages[0].model_copy(update={"length": 64})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"objective": "mlm+nsp"})})
     bert = random_bert(stage.model, seed=4, dtype=torch.float32).train()
-    bert.path = path_of(stage, 1, 0)
+    bert.path, bert.pool = path_of(stage, 1, 0), stage.pool
+    bert.window = window_of(stage, 1, 0)
     batch = packed_rows(stage.model, 8, 64, config.data.mask_prob)
+    batch.positions.add_(1)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        bert(batch)["mlm"].backward()
+        sum(bert(batch).values()).backward()
     assert stage_flops(config, stage) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_sub_models_cost_their_mean():
+    config = run(None, {"submodel_layers": 2}, hidden=64, heads=2, head_size=32, ffn=256)
+    stage = config.stages[0].model_copy(update={"length": 16})
+    bert = random_bert(stage.model, seed=4, dtype=torch.float32).train()
+    total, batch = 0, packed_rows(stage.model, 32, 16, config.data.mask_prob)
+    for step in range(3):
+        bert.window = window_of(stage, 1, step)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            bert(batch)["mlm"].backward()
+        total += counter.get_total_flops()
+    assert 3 * stage_flops(config, stage) * 32 / 8 == pytest.approx(total, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +167,20 @@ def test_a_step_costs_what_its_layers_cost():
 def test_what_cannot_be_is_refused(path, model, message):
     with pytest.raises(ValidationError, match=message):
         run(path, **model)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"frozen_layers": 6}, "leaves none"),
+        ({"submodel_layers": 4}, "does not divide"),
+        ({"submodel_layers": 2, "frozen_layers": 1}, "one of them"),
+        ({"submodel_layers": 1, "pool": 2}, "submodel_layers 1"),
+    ],
+)
+def test_layers_that_cannot_be_are_refused(keys, message):
+    with pytest.raises(ValidationError, match=message):
+        run(None, keys)
 
 
 @pytest.mark.parametrize("key", ["progressive_layer_drop", "curriculum_learning", "data_efficiency"])

@@ -186,6 +186,10 @@ class Stage(Frozen):
     """Neighbouring positions that the layers see as one, masked ones apart (CompoundGrow); 1: each by itself."""
     path_layers: int | None = Field(default=None, gt=1)
     """Layers that a training step runs: the first, the last, and a random choice of the others (RaPTr); else all."""
+    frozen_layers: int = Field(default=0, ge=0)
+    """The lowest so many layers, and the embeddings below them, learn nothing and have no backward (MSLT)."""
+    submodel_layers: int | None = Field(default=None, gt=0)
+    """Train sub-models of the bottom 1, 2, 3, ... times so many layers in turns, of each its top ones (bert2BERT)."""
     until: Until | None = None
     """When it ends before its steps are done; the last stage ends with the run."""
     _whole = field_validator("steps", "tokens", "length", mode="before")(whole)
@@ -202,13 +206,27 @@ class Stage(Frozen):
             raise ValueError(
                 f"pool {self.pool} needs two layers at least, and more than {self.pool} positions in a row"
             )
-        if self.path_layers is not None and self.path_layers > self.model.layers:
-            raise ValueError(f"path_layers {self.path_layers} exceeds model.layers {self.model.layers}")
-        if self.path_layers is not None and self.model.thin_ffn is not None:
-            raise ValueError("path_layers: with thin layers the cost of a step depends on chance; give one of the two")
+        self._check_layers()
         if self.until is not None and self.until.policy == "correlation" and not self.model.shares_layers:
             raise ValueError("until.policy correlation needs shared layers; give model.stored_layers")
         return self
+
+    def _check_layers(self) -> None:
+        """Raises ValueError where the layers that run or learn cannot be those."""
+        layers = self.model.layers
+        chosen = [key for key in ("path_layers", "frozen_layers", "submodel_layers") if getattr(self, key)]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)}: one of them says which layers run; give one")
+        if chosen and (self.model.shares_layers or self.model.thin_ffn is not None):
+            raise ValueError(f"{chosen[0]} needs layers that are alike and share nothing")
+        if self.path_layers is not None and self.path_layers > layers:
+            raise ValueError(f"path_layers {self.path_layers} exceeds model.layers {layers}")
+        if self.frozen_layers >= layers:
+            raise ValueError(f"frozen_layers {self.frozen_layers} leaves none of {layers} layers to learn")
+        if self.submodel_layers is not None and layers % self.submodel_layers:
+            raise ValueError(f"submodel_layers {self.submodel_layers} does not divide model.layers {layers}")
+        if self.pool > 1 and self.submodel_layers == 1:
+            raise ValueError("pool needs two layers at least, and submodel_layers 1 runs one; give 2 or more")
 
     def lasting(self, steps: int) -> Stage:
         """The same stage, and by its digest the same configuration, with another number of steps."""
@@ -258,6 +276,10 @@ class Evaluation(Frozen):
 
 def _is_file(value: Any) -> bool:
     return isinstance(value, str) and ".py@" in value
+
+
+_SAYS_NOTHING = {"until": None, "path_layers": None, "submodel_layers": None, "pool": 1, "frozen_layers": 0}
+"""Keys of a stage that came later, and what they are where they change nothing."""
 
 
 class Run(Frozen):
@@ -335,12 +357,10 @@ class Run(Frozen):
         dropped: Any = dict.fromkeys(("name", "engine", "checkpoint", "log"), True)
         dropped |= {"data": {"store", "verify"}, "stages": {"__all__": {"batch": {"micro"}}}}
         dumped = self.model_dump(mode="json", by_alias=True, exclude=dropped)
-        for stage in dumped["stages"]:
-            for key in ("until", "path_layers"):  # as for runs of versions before these keys were there
-                if stage[key] is None:
+        for stage in dumped["stages"]:  # a key that says nothing is left out: runs of before it was there have the same
+            for key, plain in _SAYS_NOTHING.items():
+                if stage[key] == plain:
                     del stage[key]
-            if stage["pool"] == 1:
-                del stage["pool"]
             if stage["model"]["shared_gradient"] == "sum":
                 del stage["model"]["shared_gradient"]
         for stage in dumped["stages"]:  # a recipe file is what it holds, not where it lies: `path@digest`

@@ -106,6 +106,7 @@ class ZeroEngine:
         scrub.track(self._ds)
         self._fragments = for_engine(self._ds, distributed.rank())
         self._store = ZeroStore(self._fragments, params, shapes)
+        self._params, self._frozen = params, frozenset[str]()
         scaling.defer(self._ds.optimizer, self._fragments.optimizer, clip)
         shortcuts.take(self._ds.optimizer)
         if update_scale is not None:
@@ -133,6 +134,20 @@ class ZeroEngine:
         lamb.segments, lamb.parameters = segments(self._fragments, params), len(params)
         if self.world_size > 1 and not self._fragments.replicated:
             lamb.reduce = distributed.sum_in_place
+
+    def freeze(self, names: frozenset[str]) -> None:
+        """Parameters that steps leave as they are from now on, weight, moments and decay; their gradients are zeros.
+
+        Every rank gives the same names. KeyError for an unknown one.
+        """
+        if names == self._frozen:
+            return
+        held = []
+        for name in sorted(names):
+            fragment = self._fragments.locate(self._params[name])
+            if fragment is not None:
+                held.append((fragment.master, fragment.offset, fragment.numel))
+        self._fragments.optimizer.held, self._frozen = held, names
 
     @property
     def state(self) -> ZeroStore:

@@ -13,6 +13,7 @@ batch, K of each row, Q positions of each row that a layer is asked for (K, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -71,6 +72,11 @@ def pooled(x: Tensor, asked: Tensor, size: int) -> tuple[Tensor, Tensor]:
     where = torch.zeros_like(asked)
     where[:, asked[0] > 0] = place
     return short, where
+
+
+def _learning(learns: bool) -> Any:
+    """Without a backward for what is computed inside, unless it learns."""
+    return nullcontext() if learns else torch.no_grad()
 
 
 class Activated(nn.Linear):
@@ -253,6 +259,9 @@ class Bert(nn.Module):
     pool: int = 1
     """Neighbouring positions that go through the layers as one (`pooled`), where only some positions are asked for."""
 
+    window: tuple[int, int] | None = None
+    """(first layer that learns, layers that run) of a training step, set from outside before each; None: all, all."""
+
     path: frozenset[int] | None = None
     """The depths that a training step runs, the last among them, set from outside before each step; None: all."""
 
@@ -297,23 +306,31 @@ class Bert(nn.Module):
         ragged, where = Ragged.of(attention_mask), asked
         if ragged is not None and asked is not None:
             where = ragged.find(asked)
-        x = self.embeddings(ids, segments, ramp=self.ramp, ragged=ragged)
+        first, depths = self.window if self.training and self.window is not None else (0, self.model.layers)
+        with _learning(first == 0):
+            x = self.embeddings(ids, segments, ramp=self.ramp, ragged=ragged)
+        zero: Tensor | float = 0.0  # with gradients of zeros
+        if first:
+            zero = 0.0 * self.embeddings(ids[:1, :1], segments[:1, :1], ramp=self.ramp).sum()
         kept: Tensor | None = None
         if self.pool > 1 and ragged is None and asked is not None:
             kept, where = pooled(x, asked, self.pool)
-        last = len(self.layer_order) - 1
         for depth, (stored, gate) in enumerate(zip(self.layer_order, self._gates(), strict=True)):
-            if depth == last and where is not None:
+            if depth == depths - 1 and where is not None:
                 kept = _take(x, where)
-            if self.training and self.path is not None and depth not in self.path:
-                x = x + self._left_out(self.layers[stored], x)
+            runs = depth < depths and not (self.training and self.path is not None and depth not in self.path)
+            if not (runs and depth >= first):
+                zero = zero + self._left_out(self.layers[stored], x)
+            if not runs:
                 continue
-            y = self._layer(self.layers[stored], x, kept, ragged)
+            with _learning(depth >= first):
+                y = self._layer(self.layers[stored], x, kept, ragged)
             # A closed gate gives x to the last bit; its layer is computed, for ZeRO expects every gradient.
             if gate != 1.0:
                 x = x if kept is None else kept
                 y = x + gate * (y - x)
             x, kept = y, None
+        x = x + zero if isinstance(zero, Tensor) else x
         x = x if self.norm is None else _normed(self.norm, x, self.ramp)
         if ragged is None:
             return x

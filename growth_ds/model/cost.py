@@ -26,24 +26,48 @@ def forward_flops(model: Model, length: int, mask_prob: float, nsp: bool = False
     queries, attention output and FFN there alone (and on the first, for `nsp`); its keys and values on all. With `pool`
     all layers but the keys and values of the first see the short sequence of `growth_ds.model.bert.pooled`.
     """
-    inner = model.heads * model.head_size
-    predicted = round(mask_prob * length)
-    short = length if pool == 1 else 1 + -(-(length - 1) // pool) + predicted
-    total = 0
-    for depth in range(model.layers):
-        keys = length if depth == 0 else short
-        queries = predicted + nsp if depth == model.layers - 1 else short
-        projections = 4 * model.hidden * inner * (keys + queries)
-        attention = 4 * queries * keys * inner
-        total += projections + attention + 4 * model.hidden * queries * model.ffn_of(depth % model.stored_layers)
+    predicted, short = round(mask_prob * length), _short(length, mask_prob, pool)
+    last = model.layers - 1
+    total = _below(model, length, mask_prob, pool, last)
+    total += _layer_flops(model, last, predicted + nsp, short if last else length)
     head = 2 * predicted * model.hidden * (model.hidden + model.vocab)
     pooler = 2 * model.hidden * (model.hidden + 2) if nsp else 0
     return total + head + pooler
 
 
-def train_flops_per_row(model: Model, length: int, mask_prob: float, nsp: bool = False, pool: int = 1) -> int:
-    """Floating-point operations of forward and backward over one row."""
-    return TRAIN_FACTOR * forward_flops(model, length, mask_prob, nsp, pool)
+def train_flops_per_row(
+    model: Model, length: int, mask_prob: float, nsp: bool = False, pool: int = 1, frozen: int = 0
+) -> int:
+    """Floating-point operations of forward and backward over one row.
+
+    The lowest `frozen` layers have a forward alone, and the first that learns needs no gradient of its input.
+    """
+    whole = forward_flops(model, length, mask_prob, nsp, pool)
+    if not frozen:
+        return TRAIN_FACTOR * whole
+    above = whole - _below(model, length, mask_prob, pool, frozen)
+    short = _short(length, mask_prob, pool)
+    queries = round(mask_prob * length) + nsp if frozen == model.layers - 1 else short
+    inputs = 2 * model.hidden * model.heads * model.head_size * (2 * short + queries)
+    return whole + (TRAIN_FACTOR - 1) * above - inputs
+
+
+def _short(length: int, mask_prob: float, pool: int) -> int:
+    """Positions that layers see behind the first."""
+    return length if pool == 1 else 1 + -(-(length - 1) // pool) + round(mask_prob * length)
+
+
+def _layer_flops(model: Model, depth: int, queries: int, keys: int) -> int:
+    """One layer of which `queries` positions ask `keys` others, and go on."""
+    inner = model.heads * model.head_size
+    products = 4 * model.hidden * inner * (keys + queries) + 4 * queries * keys * inner
+    return products + 4 * model.hidden * queries * model.ffn_of(depth % model.stored_layers)
+
+
+def _below(model: Model, length: int, mask_prob: float, pool: int, frozen: int) -> int:
+    """Forward of the lowest `frozen` layers, none of which is the last."""
+    short = _short(length, mask_prob, pool)
+    return sum(_layer_flops(model, depth, short, short if depth else length) for depth in range(frozen))
 
 
 def bytes_per_rank(model: Model, zero: int, ranks: int, low_precision: bool) -> int:

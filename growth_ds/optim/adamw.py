@@ -15,14 +15,15 @@ from torch import Tensor
 
 from growth_ds.ops import adamw as ops
 from growth_ds.ops.adamw import Multiplier
-from growth_ds.optim.state import adam_state
+from growth_ds.optim.state import Held, adam_state, holding
 
 
 class AdamW(torch.optim.AdamW):
     """AdamW whose `multipliers` scale the Adam update of each element, but not the decoupled weight decay.
 
     `multipliers`: parameter -> fp32 tensor of as many elements on its device, or `Stretches`; may be changed between
-    steps. `factor`: one fp32 element that every gradient is multiplied with, as clipping does; None: nothing. The
+    steps. `factor`: one fp32 element that every gradient is multiplied with, as clipping does; None: nothing.
+    `held`: ranges that a step leaves as they are. The
     compiled op takes every parameter that it can; of the others those without a multiplier take torch's own step. The
     state is torch's in every case (exp_avg, exp_avg_sq, step).
     """
@@ -41,12 +42,17 @@ class AdamW(torch.optim.AdamW):
         super().__init__(params, lr, betas, eps, weight_decay, foreach=foreach, fused=fused)
         self.multipliers: dict[Tensor, Multiplier] = {}
         self.factor: Tensor | None = None
+        self.held: Held = ()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step on the gradients as they are; ValueError for a closure."""
         if closure is not None:
             raise ValueError("this optimizer takes no closure: compute the gradients, then step")
+        with holding(self.held, self.state):
+            self._step()
+
+    def _step(self) -> None:
         whole = [group["params"] for group in self.param_groups]
         try:
             for group, params in zip(self.param_groups, whole, strict=True):

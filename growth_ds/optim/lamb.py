@@ -26,7 +26,7 @@ from torch import Tensor
 from growth_ds.ops import lamb as ops
 from growth_ds.ops.adamw import Multiplier, Options
 from growth_ds.ops.lamb import Places
-from growth_ds.optim.state import adam_state
+from growth_ds.optim.state import Held, adam_state, holding
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Lamb(torch.optim.Optimizer):
     `segments`: tensor -> its pieces; a tensor that is not in it is one parameter. `parameters`: how many numbers the
     segments use. `reduce` sums a float64 vector over the ranks, in place; every rank calls `step` equally often then.
     `multipliers`: tensor -> fp32 factor for each element of Adam's update, not of the decay. `factor`: one fp32 element
-    that every gradient is multiplied with, as clipping does. The state is Adam's.
+    that every gradient is multiplied with, as clipping does. `held`: ranges that a step leaves as they are. The state
+    is Adam's.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Lamb(torch.optim.Optimizer):
         self.multipliers: dict[Tensor, Multiplier] = {}
         self._places: dict[tuple[Tensor, tuple[Segment, ...]], Places] = {}
         self.factor: Tensor | None = None
+        self.held: Held = ()
         self.segments: Mapping[Tensor, list[Segment]] = {}
         self.parameters = 0
         self.reduce: Callable[[Tensor], None] | None = None
@@ -71,6 +73,10 @@ class Lamb(torch.optim.Optimizer):
         """One step on the gradients, which it overwrites, and leaves as zeros; ValueError for a closure."""
         if closure is not None:
             raise ValueError("this optimizer takes no closure: compute the gradients, then step")
+        with holding(self.held, self.state):
+            self._step()
+
+    def _step(self) -> None:
         parts: list[_Part] = []
         others = self.parameters  # tensors without segments are numbered after the others
         for group in self.param_groups:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,3 +22,22 @@ def adam_state(
         state["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device if fused else torch.device("cpu"))
         state["exp_avg"], state["exp_avg_sq"] = zeros_like(tensor), zeros_like(tensor)
     return state
+
+
+Held = Sequence[tuple[Tensor, int, int]]
+"""(tensor that is stepped, offset, numel): ranges of flattened tensors that stay as they are."""
+
+
+@contextmanager
+def holding(held: Held, state: Mapping[Any, Mapping[str, Any]]) -> Iterator[None]:
+    """Around a step: the weights and moments of `held` are afterwards what they were. The counts go on: ZeRO's flat
+    tensors have one for all."""
+    kept = []
+    for tensor, offset, numel in held:
+        for each in (tensor, *(state.get(tensor, {}).get(key) for key in ("exp_avg", "exp_avg_sq"))):
+            if each is not None:
+                view = each.detach().view(-1).narrow(0, offset, numel)
+                kept.append((view, view.clone()))
+    yield
+    for view, was in kept:
+        view.copy_(was)

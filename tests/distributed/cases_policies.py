@@ -5,8 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import torch
+
 from growth_ds.config import Run
 from growth_ds.engine import distributed
+from growth_ds.model.layout import parameter_shapes
+from growth_ds.paths import still
 from growth_ds.trainer import FINISHED, STOPPED
 from tests.distributed.cases_runs import final, ledger, losses, train
 from tests.distributed.corpus import SMALL, folder, small_run
@@ -162,3 +166,53 @@ def case_pooled_length_resumes_and_exports() -> None:
     flops = [record["flops"] for record in steps("pooled")]
     costs = [later - earlier for earlier, later in pairwise(flops)]
     assert costs[3] < costs[11] < costs[19]
+
+
+def with_layers(name: str, zero: int = 2, optim: str = "adamw", **keys: int) -> Run:
+    """Two layers, then four of which those on top alone learn (or sub-models in turns), then all."""
+    tree = small_run(name, steps=(6,)).model_dump(mode="json", by_alias=True)
+    stage = tree["stages"][0]
+    taller = {**stage["model"], "layers": 4, "stored_layers": 4}
+    above = {**stage, "model": taller, "grow": {"recipe": "gradual"}, **keys}
+    tree["stages"] = [stage, above, {**above, **dict.fromkeys(keys)}]
+    tree["stages"] = [{key: value for key, value in each.items() if value is not None} for each in tree["stages"]]
+    for each in tree["stages"]:
+        each["optim"] = {**each["optim"], "name": optim}
+    tree["engine"], tree["checkpoint"] = {"precision": "fp32", "zero": zero}, {"every": 100, "keep": 9}
+    return Run.model_validate(tree)
+
+
+def parts_of(name: str, step: int, stage: int) -> dict[str, Any]:
+    """Parameter -> its whole state, from a checkpoint."""
+    from growth_ds.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint(folder() / name / "checkpoints" / f"step-{step:08d}-stage-{stage}")
+    kinds = ("weight", "exp_avg", "exp_avg_sq")
+    return {each: [checkpoint.tensor(kind, each) for kind in kinds] for each in parameter_shapes(checkpoint.model)}
+
+
+def case_frozen_layers_stay_to_the_bit() -> None:
+    for optim in ("adamw", "lamb"):
+        for zero in (0, 1, 2, 3):
+            name = f"frozen-{optim}-{zero}"
+            assert train(with_layers(name, zero, optim, frozen_layers=2), name) == FINISHED
+            if distributed.rank() == 0:
+                before, after = parts_of(name, 6, 1), parts_of(name, 12, 1)
+                resting = still(list(before), (2, 4))
+                for each, parts in before.items():
+                    same = [torch.equal(one, two) for one, two in zip(parts, after[each], strict=True)]
+                    assert all(same) if each in resting else not all(same), (name, each)
+            distributed.barrier()
+            one, two = losses(name), losses(f"frozen-{optim}-0")
+            assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-5, (name, zero)
+
+
+def case_frozen_and_sub_models_resume() -> None:
+    for key in ("frozen_layers", "submodel_layers"):
+        whole, again = f"{key}-whole", f"{key}-again"
+        assert train(with_layers(whole, **{key: 2}), whole) == FINISHED
+        assert train(with_layers(again, **{key: 2}), again, stop_after=9) == STOPPED
+        assert train(with_layers(again, **{key: 2}), again) == FINISHED
+        assert losses(again) == losses(whole)
+        growths = ledger(whole, "growth")
+        assert [growth["exact"] for growth in growths] == [False, True], "to learn with all layers changes no weight"

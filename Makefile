@@ -43,6 +43,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/data.py --json benchmarks/results/data.json
 	$(BIN)/python benchmarks/scaling.py --json benchmarks/results/scaling.json
 	$(BIN)/python benchmarks/step_profile.py --json benchmarks/results/step_profile.json
+	$(BIN)/python benchmarks/compiled.py --device cpu --json benchmarks/results/compiled.json
 	$(BIN)/python benchmarks/fused_curves.py --json benchmarks/results/fused_curves.json
 
 # The same on a GPU: its own environment, the CUDA ops built and tested first; within nine minutes (WHEELS, OUT: see it).

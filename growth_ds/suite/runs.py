@@ -54,7 +54,7 @@ def entries_of(suite: Suite, path: Path, vocab_size: int, scale: float = 1.0) ->
         summary = f"the last model from the start, on {budget:g} of the FLOPs"
         entries.append(Entry(f"{SCRATCH}-{budget:g}", summary, _with_steps(scratch, [fitted]), budget))
     for name, method, budget in methods:
-        run = _method(suite, path, name, method, budget * whole, vocab_size)
+        run = _method(suite, path, name, method, budget * whole, scratch.stages[0])
         if run.stages[-1].model != scratch.stages[0].model:
             raise UserError(f"{path}: methods.{name}: does not end with the model of `scratch`; leave its sizes out")
         entries.append(Entry(name, method.summary, run, budget))
@@ -68,12 +68,17 @@ def _on_one_stream(entry: Entry, longest: int) -> Entry:
     return Entry(entry.method, entry.summary, entry.run.model_copy(update={"data": data}), entry.budget)
 
 
-def _method(suite: Suite, path: Path, name: str, method: Method, budget: float, vocab_size: int) -> Run:
-    """The run of one method on `budget` FLOPs."""
+def _method(suite: Suite, path: Path, name: str, method: Method, budget: float, scratch: Stage) -> Run:
+    """The run of one method on `budget` FLOPs; `scratch` is the from-scratch run's stage."""
     where = f"{path}: methods.{name}"
     last = {key: value for key, value in suite.scratch.items() if key not in LENGTHS}
     stages = [dict(stage) for stage in method.stages]
-    stages[-1] = {**last, **stages[-1], "model": {**last.get("model", {}), **(stages[-1].get("model") or {})}}
+    # the whole model, written out: what the stage before has otherwise would be inherited
+    given = stages[-1].get("model") or {}
+    model = {**scratch.model.model_dump(), **given}
+    if not scratch.model.shares_layers:
+        model["stored_layers"] = given.get("stored_layers", model["layers"])
+    stages[-1] = {**last, **stages[-1], "model": model}
     for before, stage in zip([last, *stages], stages, strict=False):
         for key in ("length", "batch"):
             stage.setdefault(key, before.get(key))
@@ -84,7 +89,7 @@ def _method(suite: Suite, path: Path, name: str, method: Method, budget: float, 
             raise UserError(f"{where}.stages.{number}: give exactly one of share, steps and tokens")
         if share is not None and not (isinstance(share, (int, float)) and share > 0):
             raise UserError(f"{where}.stages.{number}.share: {share!r} is no share of the FLOPs; give a number above 0")
-    run = _resolved(suite, path, name, stages, method.optim, vocab_size)
+    run = _resolved(suite, path, name, stages, method.optim, scratch.model.vocab)
     run = _with_steps(run, _steps(run, shares, budget, where))
     try:
         growths(run)

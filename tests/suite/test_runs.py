@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from growth_ds.config import SCRATCH
+from growth_ds.config_file import shipped
 from growth_ds.errors import UserError
 from growth_ds.planning import stage_flops
 from growth_ds.suite.runs import entries_of, load_suite
@@ -47,6 +48,23 @@ def test_the_last_stage_is_that_of_scratch(tmp_path):
     assert run.stages[-1].model == entries(tmp_path)[SCRATCH].run.stages[0].model
     assert [stage.model.layers for stage in run.stages] == [2, 4]
     assert {(stage.length, stage.batch.global_) for stage in run.stages} == {(32, 8)}
+
+
+def test_what_an_earlier_stage_has_otherwise_ends_with_it(tmp_path):
+    shared = {"stored_layers": 1, "shared_gradient": "mean"}
+    stages = [{"model": {**MODEL, **shared}, "share": 0.3}, {"share": 0.7, "grow": {"recipe": "unshare"}}]
+    run = entries(tmp_path, methods={"unshare": {"stages": stages}})["unshare"].run
+    assert [stage.model.stored_layers for stage in run.stages] == [1, 4]
+    assert run.stages[1].model.shared_gradient == "sum"
+
+
+def test_the_shipped_suite_resolves():
+    path = shipped("suite/s.yaml")
+    found = entries_of(load_suite(path), path, 2048)
+    assert len(found) >= 10
+    whole = sum(cost(found[0].run))
+    for entry in found[2:]:
+        assert 0.55 * whole < sum(cost(entry.run)) <= 0.6 * whole
 
 
 def test_all_runs_read_one_stream(tmp_path):

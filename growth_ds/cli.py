@@ -251,10 +251,10 @@ def convert(
     typer.echo("\n".join(lines))
 
 
-@app.command(epilog="Example: growth-ds compare configs/suite/small.yaml --seeds 1 --budget 5m")
+@app.command(epilog="Example: growth-ds compare configs/suite/s.yaml --seeds 1 --budget 5m")
 def compare(
     suite: Annotated[Path, typer.Argument(help="A suite's YAML file, for example configs/suite/s.yaml.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of all its runs. Default: ./runs/<suite name>/.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of all its runs. Default: ./runs/<file name>/.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="The first so many of its seeds.")] = None,
     budget: Annotated[
         str | None, typer.Option(help="Of the from-scratch run: FLOPs (3e14) or a time here (90s, 20m, 2h).")
@@ -267,8 +267,9 @@ def compare(
     from growth_ds.suite.page import PAGE
     from growth_ds.suite.tables import print_table
 
-    opened = comparison.open_suite(suite, out or Path("runs") / suite.stem, seeds, budget, typer.echo)
-    code = comparison.run_suite(opened, ranks, typer.echo)
+    with comparison.on_stderr(as_json):
+        opened = comparison.open_suite(suite, out or Path("runs") / suite.stem, seeds, budget, typer.echo)
+        code = comparison.run_suite(opened, ranks, typer.echo)
     if code in (comparison.DONE, 1):
         rows = comparison.read_rows(opened)
         if as_json:

@@ -48,7 +48,10 @@ class Judge:
         value = self._measured(engine, run, index, until)
         word: dict[str, Any] | None = None
         if value is not None and distributed.rank() == 0:
-            write({"step": step, "stage": index, "policy": until.policy, "value": value})
+            place = {"step": step, "stage": index}
+            recorded = any(place.items() <= each.items() for each in self.measurements)
+            if not recorded:  # a run that goes on from here judges once more, and records nothing twice
+                write({**place, "policy": until.policy, "value": value})
             values = [float(each["value"]) for each in self.measurements if each["stage"] == index]
             if fires(until, run, values):
                 word = {"policy": until.policy, "values": values[-until.patience :], "steps": done}

@@ -48,7 +48,8 @@ def g_stack_tokens(parameters: int, flops: float) -> float:
 
 
 def measured(until: Until, run: Run, index: int, records: Sequence[Record]) -> float | None:
-    """The number of a policy that needs nothing but the recorded training steps; None when there are too few of them.
+    """The number of a policy that needs nothing but the recorded training steps; None when there are too few of them,
+    or one has no finite loss.
 
     `records`: all training steps of the run so far, the last one at its present step.
     """
@@ -56,12 +57,13 @@ def measured(until: Until, run: Run, index: int, records: Sequence[Record]) -> f
         return float(records[-1]["seconds"])
     if until.policy == "g-stack":
         return float(records[-1]["tokens"])
-    own = [record for record in records if record["stage"] == index]
+    wanted = until.window if until.policy == "slope" else 2 * until.window
+    own = [record for record in records if record["stage"] == index][-wanted:]
+    if len(own) < wanted or not all(math.isfinite(record["loss"]) for record in own):
+        return None
     if until.policy == "slope":
-        points = [(float(record["flops"]), float(record["loss"])) for record in own[-until.window :]]
-        return slope(points) if len(points) == until.window else None
-    losses = [float(record["loss"]) for record in own[-2 * until.window :]]
-    return fall(losses) if len(losses) == 2 * until.window else None
+        return slope([(float(record["flops"]), float(record["loss"])) for record in own])
+    return fall([float(record["loss"]) for record in own])
 
 
 def threshold_of(until: Until, run: Run) -> float:

@@ -221,8 +221,8 @@ class Trainer:
         """What stands in the ledger, and which measurements stand in the metrics."""
         found = [(line["event"], line["step"], line["stage"]) for line in self.folder.records(self.folder.ledger)]
         for line in self.folder.records(self.folder.metrics):
-            kind = "valid" if "valid_loss" in line else "policy" if "policy" in line else ""
-            found += [(kind, line["step"], line["stage"])] if kind else []
+            if "valid_loss" in line:
+                found.append(("valid", line["step"], line["stage"]))
         return found
 
     def _surroundings(self) -> dict[str, Any]:
@@ -323,13 +323,14 @@ class Trainer:
         Not in the middle of a ramp: its end is part of the growth.
         """
         step = self.position.step
-        if ("policy", step, index) in self.known or self.coordinator.during.progress(step) is not None:
+        if self.coordinator.during.progress(step) is not None:
             return False
         verdict = self.judge.verdict(engine, self.run, index, step, partial(self._note, self.folder.metrics))
         if verdict is None:
             return False
         self._adopt({**self.ends, index: verdict["steps"]})
-        self._ledger("policy", index, **verdict, total_steps=self.run.total_steps)
+        if ("policy", step, index) not in self.known:
+            self._ledger("policy", index, **verdict, total_steps=self.run.total_steps)
         self.progress.say(f"step {step}: {verdict['policy']} ends stage {index} after {verdict['steps']:,} steps")
         return True
 

@@ -130,12 +130,15 @@ def test_validation_runs_every_layer():
     "keys", [{"path_layers": 3}, {"frozen_layers": 2}, {"frozen_layers": 5}, {"frozen_layers": 2, "pool": 3}]
 )
 @pytest.mark.parametrize("nsp", [False, True])
-def test_a_step_costs_what_its_layers_cost(keys, nsp):
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_a_step_costs_what_its_layers_cost(keys, nsp, norm):
     """Against torch's own count, with attention as plain products, to 1 %.
 
     One position goes through each layer that does not learn; here that is one of 512 for each.
     """
-    config = run(None, keys, hidden=64, heads=2, head_size=32, ffn=256, positions=64, vocab_size=200, nsp=nsp)
+    config = run(
+        None, keys, hidden=64, heads=2, head_size=32, ffn=256, positions=64, vocab_size=200, nsp=nsp, norm=norm
+    )
     stage = config.stages[0].model_copy(update={"length": 64})
     config = config.model_copy(update={"data": config.data.model_copy(update={"objective": "mlm+nsp"})})
     bert = random_bert(stage.model, seed=4, dtype=torch.float32).train()

@@ -59,7 +59,10 @@ def test_what_each_policy_measures():
     assert measured(until, config, 0, falling) == pytest.approx(0.2)
     assert measured(until, config, 0, falling[:39]) is None
     assert measured(until, config, 1, falling) is None  # another stage has no step yet
-    config = run({"policy": "slope", "window": 20})
+    broken = [*falling[:-1], {**falling[-1], "loss": math.inf}]
+    for name in ("plateau", "slope"):
+        config = run({"policy": name, "window": 20})
+        assert measured(config.stages[0].until, config, 0, broken) is None
     points = [(record["flops"], record["loss"]) for record in falling[-20:]]
     assert measured(config.stages[0].until, config, 0, falling) == slope(points)
     config = run({"policy": "time", "seconds": 10})

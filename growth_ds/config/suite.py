@@ -11,7 +11,7 @@ from growth_ds.config.base import Frozen
 
 SCRATCH = "scratch"
 """The run that all others are compared with."""
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 class Corpus(Frozen):
@@ -61,8 +61,8 @@ class Suite(Frozen):
     @classmethod
     def _names(cls, value: dict[str, Method]) -> dict[str, Method]:
         for name in value:
-            if not NAME.fullmatch(name) or name.split("-")[0] == SCRATCH:
-                raise ValueError(f"'{name}' is no name for a method; use a-z, 0-9, '.', '_', '-', not {SCRATCH}...")
+            if not NAME.fullmatch(name) or name.split("-")[0] in (SCRATCH, "store"):
+                raise ValueError(f"'{name}' is no name for a method; use a-z, 0-9, '_', '-', not {SCRATCH}... or store")
         return value
 
     @model_validator(mode="after")
@@ -72,7 +72,22 @@ class Suite(Frozen):
         for key in ("stages", "seed", "name"):
             if key in self.run:
                 raise ValueError(f"run.{key}: is the suite's to say; remove it")
+        for key in ("data", "optim", "model", "engine"):
+            if not isinstance(self.run.get(key) or {}, dict):
+                raise ValueError(f"run.{key}: holds no keys; write it as a mapping")
+        if not isinstance((self.run.get("data") or {}).get("store") or "", str):
+            raise ValueError("run.data.store: a comparison reads one store; give one path")
+        for name, stage in self._stages():
+            if not isinstance(stage.get("model") or {}, dict):
+                raise ValueError(f"{name}.model: holds no keys; write it as a mapping")
         for key in ("share", "grow"):
             if key in self.scratch:
                 raise ValueError(f"scratch.{key}: the from-scratch run has one stage, and its own length; remove it")
         return self
+
+    def _stages(self) -> list[tuple[str, dict[str, Any]]]:
+        """Every stage, with its place in the file."""
+        found = [("scratch", self.scratch)]
+        for name, method in self.methods.items():
+            found += [(f"methods.{name}.stages.{number}", stage) for number, stage in enumerate(method.stages)]
+        return found

@@ -60,7 +60,8 @@ def pooled(x: Tensor, asked: Tensor, size: int) -> tuple[Tensor, Tensor]:
     column of zeros at most, for the first position. The first layer's keys and values are x's own.
     """
     rows, length, width = x.shape
-    alone = asked[:, asked[0] > 0]  # (B, K)
+    columns = (asked > 0).any(dim=0)  # a row in which nothing can be masked has the first position everywhere
+    alone = asked[:, columns]  # (B, K)
     counted = x.new_ones(rows, length).scatter(1, alone, 0.0)[:, 1:]
     missing = -(length - 1) % size
     counted = F.pad(counted, (0, missing)).view(rows, -1, size)
@@ -70,7 +71,7 @@ def pooled(x: Tensor, asked: Tensor, size: int) -> tuple[Tensor, Tensor]:
     short = torch.cat([x[:, :1], means, _take(x, alone)], dim=1)
     place = torch.arange(alone.shape[1], device=x.device) + 1 + means.shape[1]
     where = torch.zeros_like(asked)
-    where[:, asked[0] > 0] = place
+    where[:, columns] = place
     return short, where
 
 

@@ -40,7 +40,8 @@ def train_flops_per_row(
 ) -> int:
     """Floating-point operations of forward and backward over one row.
 
-    The lowest `frozen` layers have a forward alone, and the first that learns needs no gradient of its input.
+    The lowest `frozen` layers have a forward alone, and under post-LN the first that learns needs no gradient of the
+    input of its projections.
     """
     whole = forward_flops(model, length, mask_prob, nsp, pool)
     if not frozen:
@@ -48,6 +49,8 @@ def train_flops_per_row(
     above = whole - _below(model, length, mask_prob, pool, frozen)
     short = _short(length, mask_prob, pool)
     queries = round(mask_prob * length) + nsp if frozen == model.layers - 1 else short
+    if model.norm == "pre":  # the norm before its projections learns too
+        return whole + (TRAIN_FACTOR - 1) * above
     inputs = 2 * model.hidden * model.heads * model.head_size * (2 * short + queries)
     return whole + (TRAIN_FACTOR - 1) * above - inputs
 

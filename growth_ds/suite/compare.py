@@ -13,7 +13,12 @@ Nothing but these files is remembered: killed at any instant and started again, 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +40,8 @@ from growth_ds.suite.measure import check_same_text, failed_record, finished, re
 from growth_ds.suite.runs import Entry, entries_of, load_suite
 
 DONE, STOPPED = 0, 75
+ENDS = (STOPPED, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of a run that somebody stopped; one that a kernel out of memory killed is a failure like any other."""
 ROWS = "records.json"
 Say = Callable[[str], None]
 
@@ -47,6 +54,8 @@ class Comparison:
     out: Path
     entries: tuple[Entry, ...]
     store: str
+    text: str
+    """Digest of what is read and validated on, as ledgers have it."""
     seeds: tuple[int, ...]
 
     def folder(self, method: str, seed: int) -> RunFolder:
@@ -83,7 +92,8 @@ def open_suite(
     vocab_size = Store.open(Path(store), verify=False).tokenizer.vocab_size
     scale = scale_of(suite, path, out, store, vocab_size, budget) if budget else 1.0
     entries = entries_of(suite, path, vocab_size, scale)
-    return Comparison(suite, out, tuple(entries), store, suite.seeds[:seeds])
+    text = Text.of(entries[0].seeded(suite.seeds[0], store), verify=False).digest
+    return Comparison(suite, out, tuple(entries), store, text, suite.seeds[:seeds])
 
 
 def _store(suite: Suite, path: Path, out: Path, say: Say) -> str:
@@ -113,7 +123,7 @@ def scale_of(suite: Suite, path: Path, out: Path, store: str, vocab_size: int, b
         number = float(budget[:-1] if budget[-1:] in units else budget)
     except ValueError:
         number = 0.0
-    if not number > 0:
+    if not (number > 0 and math.isfinite(number)):
         raise UserError(f"--budget {budget}: neither FLOPs nor a time; give for example 3e14, 90s, 20m or 2h")
     if budget[-1] not in units:
         return number / (scratch.total_steps * stage_flops(scratch, scratch.stages[0]))
@@ -152,7 +162,7 @@ def run_suite(comparison: Comparison, ranks: int, say: Say = print) -> int:
                 if is_done(comparison, entry, seed):
                     continue
                 code = _train(comparison, entry, seed, ranks, say)
-                if code == STOPPED or code >= 128:
+                if code in ENDS:
                     say(f"stopped; the same command goes on in {comparison.out}")
                     return code
                 if code != DONE:
@@ -164,11 +174,29 @@ def run_suite(comparison: Comparison, ranks: int, say: Say = print) -> int:
     return 1 if failures else DONE
 
 
+@contextmanager
+def on_stderr(wanted: bool) -> Iterator[None]:
+    """What is printed inside, by ranks too, goes to stderr: stdout is for the JSON."""
+    if not wanted:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def is_done(comparison: Comparison, entry: Entry, seed: int) -> bool:
     """Whether this very run is at its end."""
     folder = comparison.folder(entry.method, seed)
     same = folder.config.is_file() and folder.run().digest() == entry.seeded(seed, comparison.store).digest()
-    return same and finished(folder) is not None
+    run = finished(folder) if same else None
+    return run is not None and run.text == comparison.text
 
 
 def _train(comparison: Comparison, entry: Entry, seed: int, ranks: int, say: Say) -> int:
@@ -179,7 +207,8 @@ def _train(comparison: Comparison, entry: Entry, seed: int, ranks: int, say: Say
     config.parent.mkdir(parents=True, exist_ok=True)
     write_durably(config, dump_run(run))
     with StopFlag() as stop:
-        return train_ranks(config, folder.path, ranks, "auto", [], stop)
+        code = train_ranks(config, folder.path, ranks, "auto", [], stop)
+        return STOPPED if code == DONE and stop.heard() else code  # asked when the ranks were past hearing it
 
 
 def read_rows(comparison: Comparison) -> list[dict[str, Any]]:

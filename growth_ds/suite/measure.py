@@ -21,6 +21,8 @@ class Finished:
     curve: Curve
     growth_seconds: tuple[tuple[int, float], ...]
     """(step, seconds that the growth there took): no training step, but part of the price."""
+    text: str
+    """Digest of the text."""
 
     @property
     def final_loss(self) -> float:
@@ -49,11 +51,13 @@ class Finished:
 
 
 def finished(folder: RunFolder) -> Finished | None:
-    """The run in a folder; None where it is not at its end yet, or nothing of it is there."""
-    if not folder.config.is_file() or not events(folder, "finish"):
+    """The run in a folder; None where it is not at its end, last checkpoint included, or nothing of it is there."""
+    ends = events(folder, "finish") if folder.config.is_file() else []
+    if not ends or not folder.checkpoint_path(ends[-1]["step"], ends[-1]["stage"]).is_dir():
         return None
     growths = tuple((record["step"], float(record["seconds"])) for record in events(folder, "growth"))
-    return Finished(read_curve(folder.path.name, folder), growths)
+    text = str(next((record["store"] for record in events(folder, "start")), ""))
+    return Finished(read_curve(folder.path.name, folder), growths, text)
 
 
 def record_of(method: str, seed: int, budget: float, run: Finished, scratch: Finished) -> dict[str, Any]:
@@ -129,7 +133,6 @@ def _spread(values: Sequence[float | None]) -> tuple[float, float, float] | None
 
 
 def check_same_text(run: Finished, scratch: Finished) -> None:
-    """Raises UserError where the two were validated on rows of different lengths."""
-    lengths = {each.curve.valid[-1].get("valid_length") for each in (run, scratch)}
-    if len(lengths) > 1:
-        raise UserError(f"{run.curve.name}: was validated on rows of {lengths} tokens; give all runs one last length")
+    """Raises UserError where the two were validated on different texts."""
+    if run.text != scratch.text:
+        raise UserError(f"{run.curve.name}: two runs of this seed read different texts; give another --out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,12 @@ def entries_of(suite: Suite, path: Path, vocab_size: int, scale: float = 1.0) ->
         run = _method(suite, path, name, method, budget * whole, scratch.stages[0])
         if run.stages[-1].model != scratch.stages[0].model:
             raise UserError(f"{path}: methods.{name}: does not end with the model of `scratch`; leave its sizes out")
+        longest = max(stage.length for stage in run.stages)
+        if longest > scratch.stages[0].length:
+            raise UserError(
+                f"{path}: methods.{name}: has rows of {longest} tokens, and would be validated on longer ones than "
+                f"scratch ({scratch.stages[0].length}); shorten its stages"
+            )
         entries.append(Entry(name, method.summary, run, budget))
     # One stream of text for all: rows of every length are cut from the same chunks in the same order.
     longest = max(stage.length for entry in entries for stage in entry.run.stages)
@@ -87,7 +94,7 @@ def _method(suite: Suite, path: Path, name: str, method: Method, budget: float, 
         given = sum(stage.get(key) is not None for key in LENGTHS) + (share is not None)
         if given != 1:
             raise UserError(f"{where}.stages.{number}: give exactly one of share, steps and tokens")
-        if share is not None and not (isinstance(share, (int, float)) and share > 0):
+        if share is not None and not (isinstance(share, (int, float)) and 0 < share < math.inf):
             raise UserError(f"{where}.stages.{number}.share: {share!r} is no share of the FLOPs; give a number above 0")
     run = _resolved(suite, path, name, stages, method.optim, scratch.model.vocab)
     run = _with_steps(run, _steps(run, shares, budget, where))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from math import isinf
+from statistics import median
 from typing import Any
 
 from growth_ds.report import units
@@ -25,8 +26,8 @@ def rows_of(records: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def _row(found: Summary, records: list[dict[str, Any]]) -> list[str]:
-    losses = sorted(row["final_loss"] for row in records if row["final_loss"] is not None)
-    loss = units.nats(losses[len(losses) // 2]) if losses else units.MISSING
+    losses = [row["final_loss"] for row in records if row["final_loss"] is not None]
+    loss = units.nats(median(losses)) if losses else units.MISSING
     return [
         found.method,
         f"{records[0]['budget']:g}",

@@ -37,6 +37,16 @@ def test_the_short_sequence(size, nsp):
     torch.testing.assert_close(taken, x.gather(1, asked[..., None].expand(-1, -1, 4)))
 
 
+def test_a_row_with_nothing_to_mask_leaves_the_others_alone():
+    """Its positions all name the first one, and their labels say that nothing is predicted."""
+    x = torch.randn(2, 12, 4, dtype=torch.float64)
+    asked = torch.tensor([[0, 0], [3, 5]])
+    short, where = pooled(x, asked, 2)
+    alone, _ = pooled(x[1:], asked[1:], 2)
+    torch.testing.assert_close(short[1:], alone)
+    torch.testing.assert_close(short[1, where[1]], x[1, [3, 5]])
+
+
 def layer_by_hand(layer, queries, x, heads):
     """Post-LN: `queries` (Q, H) ask x (T, H), by plain products."""
     inner = layer.qkv.out_features // 3

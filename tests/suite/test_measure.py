@@ -10,10 +10,18 @@ from growth_ds.suite.tables import NEVER, past_baselines, rows_of
 from tests.report.runs import SIZES, write_run
 
 
+def ended(path):
+    """With the checkpoint of its last step."""
+    folder = RunFolder(path)
+    (end,) = [record for record in folder.records(folder.ledger) if record["event"] == "finish"]
+    folder.checkpoint_path(end["step"], end["stage"]).mkdir(parents=True)
+    return folder
+
+
 def runs(tmp_path, floor):
     scratch = write_run(tmp_path / "scratch", steps=100, sizes=SIZES[-1:], validate_every=2, floor=4.6)
     grown = write_run(tmp_path / "grown", steps=60, validate_every=2, floor=floor)
-    found = [finished(RunFolder(path)) for path in (grown, scratch)]
+    found = [finished(ended(path)) for path in (grown, scratch)]
     assert all(found)
     return found
 
@@ -55,7 +63,8 @@ def test_from_scratch_costs_itself(tmp_path):
 
 def test_a_run_that_has_not_ended_is_not_finished(tmp_path, keep_lines):
     path = write_run(tmp_path / "run", steps=10)
-    assert finished(RunFolder(path)) is not None
+    assert finished(RunFolder(path)) is None, "its last checkpoint is not there"
+    assert finished(ended(path)) is not None
     keep_lines(path / "ledger.jsonl", lambda line: '"finish"' not in line)
     assert finished(RunFolder(path)) is None
     assert finished(RunFolder(tmp_path / "nothing")) is None

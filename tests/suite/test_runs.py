@@ -107,6 +107,24 @@ BAD = {
     ),
     "a name": ({"methods": {"Scratch 2": {"stages": STACK}}}, "'Scratch 2' is no name for a method"),
     "a name of ours": ({"methods": {"scratch-2": {"stages": STACK}}}, "'scratch-2' is no name for a method"),
+    "a folder of ours": ({"methods": {"store": {"stages": STACK}}}, "'store' is no name for a method"),
+    "longer rows": (
+        {
+            "scratch": {**tree()["scratch"], "length": 16},
+            "methods": {"m": {"stages": [{**STACK[0], "length": 32}, STACK[1]]}},
+        },
+        "longer ones than scratch",
+    ),
+    "an endless share": (
+        {"methods": {"m": {"stages": [{**STACK[0], "share": float("inf")}, STACK[1]]}}},
+        "is no share",
+    ),
+    "a model that is no mapping": (
+        {"methods": {"m": {"stages": [{**STACK[0], "model": "big.yaml"}, STACK[1]]}}},
+        "methods.m.stages.0.model: holds no keys",
+    ),
+    "data that is no mapping": ({"run": {"data": "some/path"}}, "run.data: holds no keys"),
+    "several stores": ({"run": {"data": {"store": [{"path": "a"}]}}}, "run.data.store: a comparison reads one store"),
     "seeds": ({"seeds": [1, 1]}, "has one twice"),
     "an unknown key": (
         {"methods": {"m": {"stages": [{**STACK[0], "lenght": 16}, STACK[1]]}}},

@@ -18,7 +18,8 @@ def test_as_near_to_float64_as_torch(dtype, size):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_in_blocks_of_rows(dtype, monkeypatch):
-    monkeypatch.setattr(room, "BLOCK_BYTES", 3 * 1021 * 4)
+    # Blocks of 7 rows: with fewer the library's own product of so few rows is less exact on some processors (AVX2).
+    monkeypatch.setattr(room, "BLOCK_BYTES", 7 * 1021 * 4)
     check_loss("cpu", dtype, (31, 16, 1021))
 
 

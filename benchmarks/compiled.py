@@ -10,7 +10,6 @@ The same engine with its layers compiled and as they are, each at its best micro
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import about, significant, table, write_json
+from benchmarks.common import about, significant
 from benchmarks.peers import COMPILED, OURS, Case
-from benchmarks.train_throughput import cases, rounds, search
+from benchmarks.train_throughput import measure_all, options, rounds, search
 from benchmarks.workers import Failed
 
 COLUMNS = ("case", "tokens_per_s", "compiled_tokens_per_s", "gain", "spread", "compile_seconds")
@@ -51,21 +50,8 @@ def measure(case: Case, device: str, count: int, limit: float) -> dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--quick", action="store_true", help="the two small cases")
-    parser.add_argument("--json", type=Path, help="file for the records")
-    parser.add_argument("--case", default="", help="only cases with this in their name")
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds for the trial of one way")
-    args = parser.parse_args()
-    records: list[dict[str, Any]] = []
-    for case in cases(args.device, args.quick):
-        if args.case in case.name:
-            records.append(measure(case, args.device, args.rounds, args.limit))
-            if args.json:
-                write_json(args.json, records)
-    print(table(records, COLUMNS))
+    args = options(__doc__).parse_args()
+    measure_all(args, lambda case: measure(case, args.device, args.rounds, args.limit), COLUMNS)
 
 
 if __name__ == "__main__":

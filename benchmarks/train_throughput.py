@@ -26,7 +26,7 @@ import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -214,26 +214,37 @@ def _searched(each: Tried) -> dict[str, Any]:
     return found if each.unfinished is None else {**found, "unfinished": each.unfinished}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+def options(doc: str | None) -> argparse.ArgumentParser:
+    """The command line of a script that measures these cases."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="the two small cases")
     parser.add_argument("--json", type=Path, help="file for the records")
     parser.add_argument("--case", default="", help="only cases with this in their name")
-    parser.add_argument("--peers", default="", help="only peers with one of these words in their name, comma-separated")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument(
         "--limit", type=float, default=600.0, help="seconds for the trial of one way, compiling included"
     )
-    args = parser.parse_args()
-    ways = [way for way in PEERS if any(word in way.name for word in args.peers.split(","))]
+    return parser
+
+
+def measure_all(args: argparse.Namespace, measure: Callable[[Case], dict[str, Any]], columns: Sequence[str]) -> None:
+    """Measure the cases that `args` ask for, write all records after each, and print them."""
     records: list[dict[str, Any]] = []
     for case in cases(args.device, args.quick):
         if args.case in case.name:
-            records.append(measure(case, ways, args.device, args.rounds, args.limit))
+            records.append(measure(case))
             if args.json:
                 write_json(args.json, records)
-    print(table(records, COLUMNS))
+    print(table(records, columns))
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--peers", default="", help="only peers with one of these words in their name, comma-separated")
+    args = parser.parse_args()
+    ways = [way for way in PEERS if any(word in way.name for word in args.peers.split(","))]
+    measure_all(args, lambda case: measure(case, ways, args.device, args.rounds, args.limit), COLUMNS)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from growth_ds.policy import Record, fires, is_due, measured, threshold_of
 class Judge:
     """What was recorded so far, and what follows from it. Only rank 0 has records."""
 
-    def __init__(self, validation: Validation) -> None:
+    def __init__(self, run: Run, validation: Validation) -> None:
         self.validation = validation
+        self.listens = any(stage.until is not None for stage in run.stages)
+        """Whether anything is kept: a run without a policy has no use for it."""
         self.steps: list[Record] = []
         """Training steps."""
         self.measurements: list[Record] = []
@@ -30,6 +32,8 @@ class Judge:
 
     def note(self, record: Record) -> None:
         """One more line of the metrics."""
+        if not self.listens:
+            return
         if "loss" in record:
             self.steps.append(record)
         elif "policy" in record:

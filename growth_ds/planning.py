@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -31,14 +32,10 @@ def stage_flops(run: Run, stage: Stage) -> int:
     return stage.batch.global_ * total // len(steps)
 
 
-def flops_at(run: Run, step: int) -> int:
-    """Useful training FLOPs of the first `step` optimizer steps of a run."""
-    flops = 0
-    for stage in run.stages:
-        done = min(step, stage.total_steps)
-        flops += done * stage_flops(run, stage)
-        step -= done
-    return flops
+def flops_at(run: Run, step: int, per_step: Sequence[int] | None = None) -> int:
+    """Useful training FLOPs of the first `step` optimizer steps; `per_step`: `stage_flops` of each stage, if known."""
+    known = per_step or [stage_flops(run, stage) for stage in run.stages]
+    return sum(done * flops for (_, done), flops in zip(run.done_at(step), known, strict=True))
 
 
 def growths(run: Run) -> list[GrowthPlan | None]:

@@ -114,11 +114,12 @@ class Trainer:
         """The stage whose steps are done and whose end is not: it was stopped in its last measurement."""
         self.known: set[tuple[str, int, int]] = set()
         """(event, step, stage) of what stands in ledger and metrics already; on rank 0."""
-        self.given, self.ends, self.judge = run, dict[int, int](), Judge(self.validation)
+        self.given, self.ends, self.judge = run, dict[int, int](), Judge(run, self.validation)
         self.problem: UserError | None = None
         """What could not be written to ledger or metrics, on rank 0: it ends the run where all ranks meet."""
         self.dropout = [stage.model.dropout > 0 or stage.model.attention_dropout > 0 for stage in run.stages]
-        self.progress.weigh([float(stage_flops(run, stage)) for stage in run.stages])
+        self.flops = [stage_flops(run, stage) for stage in run.stages]
+        self.progress.weigh([float(flops) for flops in self.flops])
         self.board = Board(folder.path / "tensorboard" if run.log.tensorboard and self.rank == 0 else None)
 
     def train(self, resume: bool) -> int:
@@ -345,7 +346,7 @@ class Trainer:
     def _totals(self) -> dict[str, float]:
         """Cumulative tokens, useful FLOPs and training seconds."""
         step, seconds = self.position.step, round(self.position.seconds, 3)
-        return {"tokens": self.run.tokens_at(step), "flops": flops_at(self.run, step), "seconds": seconds}
+        return {"tokens": self.run.tokens_at(step), "flops": flops_at(self.run, step, self.flops), "seconds": seconds}
 
     def _record(self, index: int, result: StepResult, rate: float, elapsed: float, progress: float | None) -> None:
         """One training step into metrics.jsonl, TensorBoard and the progress line."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
@@ -337,12 +338,14 @@ class Run(Frozen):
 
     def tokens_at(self, step: int) -> int:
         """Tokens, special ones included, that the first `step` optimizer steps read."""
-        tokens = 0
+        return sum(done * stage.batch.global_ * stage.length for stage, done in self.done_at(step))
+
+    def done_at(self, step: int) -> Iterator[tuple[Stage, int]]:
+        """Each stage with its part of the first `step` optimizer steps."""
         for stage in self.stages:
             done = min(step, stage.total_steps)
-            tokens += done * stage.batch.global_ * stage.length
+            yield stage, done
             step -= done
-        return tokens
 
     def stage_at(self, step: int) -> tuple[int, int]:
         """(stage index, steps done in it) when `step` optimizer steps are done; (len(stages), 0) at the end."""

@@ -71,12 +71,8 @@ class Text:
 
     def offset(self, run: Run, step: int) -> int:
         """Tokens of the stream that the first `step` steps read."""
-        offset = 0
-        for stage in run.stages:
-            done = min(step, stage.total_steps)
-            offset += done * stage.batch.global_ * self.loader.content(stage.length)
-            step -= done
-        return offset
+        content = self.loader.content
+        return sum(done * stage.batch.global_ * content(stage.length) for stage, done in run.done_at(step))
 
     def batches(self, run: Run, steps: Iterable[int], rank: int, ranks: int) -> Iterator[list[Batch]]:
         """For each optimizer step (from 0) this rank's micro-batches, made ahead of time in the background."""

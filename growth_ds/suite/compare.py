@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from growth_ds.config import SCRATCH, Suite
+from growth_ds.config import SCRATCH, Run, Suite
 from growth_ds.config_file import dump_run
 from growth_ds.data.prepare import prepare
 from growth_ds.data.store import Store
@@ -34,7 +34,7 @@ from growth_ds.evaluate.baselines import baselines
 from growth_ds.files import write_durably
 from growth_ds.launch import train_ranks
 from growth_ds.lock import FolderLock
-from growth_ds.planning import stage_flops, with_vocabulary
+from growth_ds.planning import stage_flops
 from growth_ds.run_folder import RunFolder
 from growth_ds.suite.measure import check_same_text, failed_record, finished, record_of
 from growth_ds.suite.runs import Entry, entries_of, load_suite
@@ -132,13 +132,12 @@ def scale_of(suite: Suite, path: Path, out: Path, store: str, vocab_size: int, b
     return tokens / (stage.total_steps * stage.batch.global_ * stage.length)
 
 
-def _tokens_per_s(scratch: Any, known: Path) -> float:
+def _tokens_per_s(scratch: Run, known: Path) -> float:
     """Tokens a second of the from-scratch run on one rank here; measured once."""
     from growth_ds.fit import fit_stage
 
     if not known.is_file():
-        vocab_size = scratch.stages[0].model.vocab
-        tried = fit_stage(with_vocabulary(scratch, vocab_size), 0, 1)["tried"]
+        tried = fit_stage(scratch, 0, 1)["tried"]
         if not tried:
             raise UserError("--budget: no step of the from-scratch run can be made here; give it as FLOPs")
         known.parent.mkdir(parents=True, exist_ok=True)
@@ -230,13 +229,12 @@ def known_baselines(comparison: Comparison) -> dict[str, float]:
     """{"unigram", "bigram"} nats of the validation rows of these runs; counted once, kept in `baselines.json`."""
     path = comparison.out / "baselines.json"
     run = comparison.entries[0].seeded(comparison.seeds[0], comparison.store)
-    asked: dict[str, Any] = {"length": run.stages[-1].length, "tokens": run.evaluation.tokens}
-    text = Text.of(run, verify=False)
-    asked["text"] = text.digest
+    length, tokens = run.stages[-1].length, run.evaluation.tokens
+    asked: dict[str, Any] = {"length": length, "tokens": tokens, "text": comparison.text}
     if path.is_file():
         kept = json.loads(path.read_text("utf-8"))
         if kept.get("of") == asked:
             return dict(kept["nats"])
-    found = baselines(text, run.stages[-1].length, run.evaluation.tokens)
+    found = baselines(Text.of(run, verify=False), length, tokens)
     write_durably(path, json.dumps({"of": asked, "nats": found}) + "\n")
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def entries_of(suite: Suite, path: Path, vocab_size: int, scale: float = 1.0) ->
 
 def _on_one_stream(entry: Entry, longest: int) -> Entry:
     data = entry.run.data.model_copy(update={"chunk": entry.run.data.chunk or longest})
-    return Entry(entry.method, entry.summary, entry.run.model_copy(update={"data": data}), entry.budget)
+    return replace(entry, run=entry.run.model_copy(update={"data": data}))
 
 
 def _method(suite: Suite, path: Path, name: str, method: Method, budget: float, scratch: Stage) -> Run:
@@ -91,8 +91,7 @@ def _method(suite: Suite, path: Path, name: str, method: Method, budget: float, 
             stage.setdefault(key, before.get(key))
     shares = [stage.pop("share", None) for stage in stages]
     for number, (stage, share) in enumerate(zip(stages, shares, strict=True)):
-        given = sum(stage.get(key) is not None for key in LENGTHS) + (share is not None)
-        if given != 1:
+        if sum(stage.get(key) is not None for key in LENGTHS) + (share is not None) != 1:
             raise UserError(f"{where}.stages.{number}: give exactly one of share, steps and tokens")
         if share is not None and not (isinstance(share, (int, float)) and 0 < share < math.inf):
             raise UserError(f"{where}.stages.{number}.share: {share!r} is no share of the FLOPs; give a number above 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -105,6 +106,21 @@ def case_correlation_after_a_restart() -> None:
     assert losses("untied-again") == losses("untied")
 
 
+def resumes(make: Callable[[str], Run], name: str, stop_after: int) -> None:
+    """Stopped there and gone on with, the run has the losses of `name`, which nobody stopped."""
+    again = f"{name}-again"
+    assert train(make(again), again, stop_after=stop_after) == STOPPED
+    assert train(make(again), again) == FINISHED
+    assert losses(again) == losses(name)
+
+
+def costs_rise(name: str) -> None:
+    """A step of each of three stages of 8 steps costs more than one of the stage before."""
+    flops = [record["flops"] for record in steps(name)]
+    costs = [later - earlier for earlier, later in pairwise(flops)]
+    assert costs[3] < costs[11] < costs[19]
+
+
 def on_paths(name: str) -> Run:
     """Eight layers of which three, then five, then all run in a step."""
     tree = small_run(name, steps=(8,)).model_dump(mode="json", by_alias=True)
@@ -118,12 +134,8 @@ def case_paths_resume_and_export() -> None:
     assert train(on_paths("paths"), "paths") == FINISHED
     growths = ledger("paths", "growth")
     assert [growth["exact"] for growth in growths] == [True, True]
-    assert train(on_paths("paths-again"), "paths-again", stop_after=11) == STOPPED
-    assert train(on_paths("paths-again"), "paths-again") == FINISHED
-    assert losses("paths-again") == losses("paths")
-    flops = [record["flops"] for record in steps("paths")]
-    costs = [later - earlier for earlier, later in pairwise(flops)]
-    assert costs[3] < costs[11] < costs[19]
+    resumes(on_paths, "paths", stop_after=11)
+    costs_rise("paths")
     if distributed.rank() == 0:
         from transformers import AutoModelForMaskedLM
 
@@ -160,12 +172,8 @@ def case_pooled_length_resumes_and_exports() -> None:
     growths = ledger("pooled", "growth")
     assert [growth["exact"] for growth in growths] == [True, True]
     assert all(abs(growth["loss_after"] - growth["loss_before"]) < 1e-5 for growth in growths), "of the same windows"
-    assert train(on_windows("pooled-again"), "pooled-again", stop_after=11) == STOPPED
-    assert train(on_windows("pooled-again"), "pooled-again") == FINISHED
-    assert losses("pooled-again") == losses("pooled")
-    flops = [record["flops"] for record in steps("pooled")]
-    costs = [later - earlier for earlier, later in pairwise(flops)]
-    assert costs[3] < costs[11] < costs[19]
+    resumes(on_windows, "pooled", stop_after=11)
+    costs_rise("pooled")
 
 
 def with_layers(name: str, zero: int = 2, optim: str = "adamw", **keys: int) -> Run:
@@ -209,10 +217,7 @@ def case_frozen_layers_stay_to_the_bit() -> None:
 
 def case_frozen_and_sub_models_resume() -> None:
     for key in ("frozen_layers", "submodel_layers"):
-        whole, again = f"{key}-whole", f"{key}-again"
-        assert train(with_layers(whole, **{key: 2}), whole) == FINISHED
-        assert train(with_layers(again, **{key: 2}), again, stop_after=9) == STOPPED
-        assert train(with_layers(again, **{key: 2}), again) == FINISHED
-        assert losses(again) == losses(whole)
-        growths = ledger(whole, "growth")
+        assert train(with_layers(key, **{key: 2}), key) == FINISHED
+        resumes(lambda name, key=key: with_layers(name, **{key: 2}), key, stop_after=9)
+        growths = ledger(key, "growth")
         assert [growth["exact"] for growth in growths] == [False, True], "to learn with all layers changes no weight"

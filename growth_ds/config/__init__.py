@@ -10,17 +10,15 @@ from growth_ds.config.grow import Grow, Sources
 from growth_ds.config.model import AXES, DEFAULT_VOCAB_SIZE, THIN, Model, inherit_model
 from growth_ds.config.run import (
     OWNED_BY_US,
-    Batch,
     Checkpoint,
     Data,
     Engine,
     Evaluation,
     Log,
-    Optim,
     Run,
-    Stage,
     StoreShare,
 )
+from growth_ds.config.stage import Batch, Optim, Stage
 from growth_ds.config.suite import SCRATCH, Corpus, Method, Suite
 from growth_ds.config.until import Until
 

@@ -1,4 +1,4 @@
-"""BERT as published (Devlin et al. 2019, arXiv 1810.04805), the whole model in one file.
+"""BERT as published (Devlin et al. 2019, arXiv 1810.04805): how its parts (`blocks.py`) make a model.
 
 Post-LN by default; `norm: pre` is transformers' MegatronBert (no norm after the embeddings, one after the last layer).
 The MLM head runs on the masked positions only, and its decoder is the word embedding. So a training step needs the last
@@ -12,7 +12,6 @@ batch, K of each row, Q positions of each row that a layer is asked for (K, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, ClassVar, Protocol
 
@@ -24,13 +23,9 @@ from torch.utils.checkpoint import checkpoint
 from growth_ds.config import Model
 from growth_ds.errors import UserError
 from growth_ds.model import layout
-from growth_ds.ops.attention import attention
-from growth_ds.ops.bias_dropout_residual_layer_norm import bias_dropout_residual_layer_norm
-from growth_ds.ops.bias_gelu import bias_gelu
-from growth_ds.ops.masked_lm_loss import masked_lm_loss
+from growth_ds.model.blocks import Embeddings, Head, Layer, Norm, Ramp, normed
 from growth_ds.ops.ragged import Ragged, flat_places
 
-Ramp = Mapping[str, Tensor]
 RAMPS = frozenset({"norm", "head.norm", "hidden", "ffn", "head", "gate"})
 """Keys of a ramp; `Bert.ramp` says what each does."""
 
@@ -78,153 +73,6 @@ def pooled(x: Tensor, asked: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def _learning(learns: bool) -> Any:
     """Without a backward for what is computed inside, unless it learns."""
     return nullcontext() if learns else torch.no_grad()
-
-
-class Activated(nn.Linear):
-    """A projection and its activation: the bias is added where the activation is computed."""
-
-    def __init__(self, inputs: int, outputs: int, activation: str) -> None:
-        super().__init__(inputs, outputs)
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., inputs) -> (..., outputs)."""
-        if self.activation == "relu":
-            return F.relu(F.linear(x, self.weight, self.bias))
-        return bias_gelu(F.linear(x, self.weight), self.bias, "tanh" if self.activation == "gelu_new" else "none")
-
-
-class Norm(nn.LayerNorm):
-    """LayerNorm of a sum, with weighted statistics and masked outputs; all but the norm optional.
-
-    A module that uses its own parameters in its own forward: ZeRO-3 gathers them for no one else.
-    """
-
-    def forward(
-        self,
-        x: Tensor,
-        residual: Tensor | None = None,
-        dropout: float = 0.0,
-        weights: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """The norm of residual + dropout(x), both (..., H).
-
-        dropout: a probability, in training; weights (H,) of the elements in mean and variance; mask (H,) that
-        multiplies the output.
-        """
-        p = dropout if self.training else 0.0
-        x = bias_dropout_residual_layer_norm(
-            x, self.weight, self.bias, self.eps, residual=residual, p=p, weights=weights
-        )
-        return x if mask is None else x * mask.to(x)
-
-
-def _normed(norm: nn.Module, x: Tensor, ramp: Ramp | None, own: str = "norm", **added: Any) -> Tensor:
-    """x, with what is `added`, through the norm; `own` is the key of its weights, in place of those of all norms."""
-    if ramp is None:
-        return norm(x, **added)
-    # By keyword, here and wherever a ramp is handed on: ZeRO-3's hooks rewrite the tensors of positional arguments.
-    return norm(x, weights=ramp.get(own, ramp.get("norm")), mask=ramp.get("hidden"), **added)
-
-
-class Embeddings(nn.Module):
-    """Word + learned position + segment, normalised in post-LN models."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.word = nn.Embedding(model.vocab, model.hidden)
-        self.position = nn.Embedding(model.positions, model.hidden)
-        self.segment = nn.Embedding(model.segments, model.hidden)
-        self.norm = Norm(model.hidden, eps=model.norm_eps) if model.norm == "post" else None
-        self.dropout = model.dropout
-
-    def forward(self, ids: Tensor, segments: Tensor, ramp: Ramp | None = None, ragged: Ragged | None = None) -> Tensor:
-        """ids, segments (B, T) -> (B, T, H), or (1, S, H) of the positions that are real."""
-        positions = torch.arange(ids.shape[1], device=ids.device)
-        if ragged is not None:
-            ids, segments, positions = map(ragged.pack, (ids, segments, positions.expand(ids.shape)))
-        x = self.word(ids) + self.position(positions) + self.segment(segments)
-        if self.norm is not None:
-            x = _normed(self.norm, x, ramp)
-        return F.dropout(x, self.dropout, self.training)
-
-
-class QueryKeyValue(nn.Linear):
-    """The three projections of attention in one product; the queries for fewer positions in a product of their own."""
-
-    def forward(self, x: Tensor, kept: Tensor | None = None) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """x (B, T, H) -> (qkv (B, T, 3*N*D),), or for kept (B, Q, H) (q (B, Q, N*D), k and v (B, T, 2*N*D))."""
-        if kept is None:
-            return (F.linear(x, self.weight, self.bias),)
-        inner = self.out_features // 3
-        queries = F.linear(kept, self.weight[:inner], self.bias[:inner])
-        return queries, F.linear(x, self.weight[inner:], self.bias[inner:])
-
-
-class Layer(nn.Module):
-    """Self-attention and feed-forward, each with its residual."""
-
-    def __init__(self, model: Model, ffn: int) -> None:
-        super().__init__()
-        inner = model.heads * model.head_size
-        self.qkv = QueryKeyValue(model.hidden, 3 * inner)
-        self.out = nn.Linear(inner, model.hidden)
-        self.attention_norm = Norm(model.hidden, eps=model.norm_eps)
-        self.up = Activated(model.hidden, ffn, model.activation)
-        self.down = nn.Linear(ffn, model.hidden)
-        self.ffn_norm = Norm(model.hidden, eps=model.norm_eps)
-        self.model = model
-
-    def forward(
-        self, x: Tensor, ramp: Ramp | None = None, kept: Tensor | None = None, ragged: Ragged | None = None
-    ) -> Tensor:
-        """x (B, T, H) -> (B, T, H), or for `kept` (B, Q, H), which alone ask and go on, (B, Q, H).
-
-        With padding: x (1, S, H) of the positions that are real, as `ragged` says, and kept (1, B*Q, H) of them.
-        """
-        residual, p = x if kept is None else kept, self.model.dropout
-        if self.model.norm == "pre":
-            asking = None if kept is None else _normed(self.attention_norm, kept, ramp)
-            mixed = self._attention(_normed(self.attention_norm, x, ramp), ramp, asking, ragged)
-            x = residual + F.dropout(mixed, p, self.training)
-            return x + F.dropout(self._ffn(_normed(self.ffn_norm, x, ramp), ramp), p, self.training)
-        mixed = self._attention(x, ramp, kept, ragged)
-        x = _normed(self.attention_norm, mixed, ramp, residual=residual, dropout=p)
-        return _normed(self.ffn_norm, self._ffn(x, ramp), ramp, residual=x, dropout=p)
-
-    def _attention(self, x: Tensor, ramp: Ramp | None, kept: Tensor | None, ragged: Ragged | None) -> Tensor:
-        dropout, heads = self.model.attention_dropout if self.training else 0.0, self.model.heads
-        packed = self.qkv(x, kept=kept)
-        if ragged is None:
-            mixed = attention(packed, heads, None, dropout)  # (B, Q, N*D)
-        else:
-            mixed = ragged.attention(packed, heads, dropout)
-        if ramp is not None and "head" in ramp:
-            by_head = mixed.unflatten(2, (heads, -1))
-            mixed = (by_head * ramp["head"].to(mixed)[:, None]).flatten(2)
-        return self.out(mixed)
-
-    def _ffn(self, x: Tensor, ramp: Ramp | None) -> Tensor:
-        x = self.up(x)  # (B, T, F)
-        if ramp is not None and "ffn" in ramp:
-            x = x * ramp["ffn"].to(x)
-        return self.down(x)
-
-
-class Head(nn.Module):
-    """The MLM head: transform, norm, and the word embedding as decoder."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.dense = Activated(model.hidden, model.hidden, model.activation)
-        self.norm = Norm(model.hidden, eps=model.norm_eps)
-        self.bias = nn.Parameter(torch.zeros(model.vocab))
-
-    def forward(self, x: Tensor, word: Tensor, ramp: Ramp | None = None, labels: Tensor | None = None) -> Any:
-        """x (..., H) -> logits (..., V); with labels (M,) for x (M, H): sum of the losses, and of the right answers."""
-        x = _normed(self.norm, self.dense(x), ramp, own="head.norm")
-        return F.linear(x, word, self.bias) if labels is None else masked_lm_loss(x, word, self.bias, labels)
 
 
 def check_rows(model: Model) -> None:
@@ -332,7 +180,7 @@ class Bert(nn.Module):
                 y = x + gate * (y - x)
             x, kept = y, None
         x = x + zero if isinstance(zero, Tensor) else x
-        x = x if self.norm is None else _normed(self.norm, x, self.ramp)
+        x = x if self.norm is None else normed(self.norm, x, self.ramp)
         if ragged is None:
             return x
         return ragged.spread(x) if asked is None else x.view(*asked.shape, -1)

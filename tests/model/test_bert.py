@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from growth_ds.config import Model
-from growth_ds.model.bert import RAMPS, Bert, Norm
+from growth_ds.model.bert import RAMPS, Bert
+from growth_ds.model.blocks import Norm
 from growth_ds.ops import library
 from tests.growth.models import Rows, delta, random_bert, rows, small
 

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OPS := $(wildcard csrc/*.py csrc/*/*)
 
-.PHONY: demo ops test test-slow test-state test-faults test-large test-gpu bench bench-gpu check format clean
+.PHONY: demo ops test test-slow test-state test-faults test-large test-gpu bench suite-s bench-gpu check format clean
 
 demo: $(READY)
 	$(BIN)/growth-ds demo
@@ -45,6 +45,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/step_profile.py --json benchmarks/results/step_profile.json
 	$(BIN)/python benchmarks/compiled.py --device cpu --json benchmarks/results/compiled.json
 	$(BIN)/python benchmarks/fused_curves.py --json benchmarks/results/fused_curves.json
+
+# The proof: every growth method against training from scratch on ../shared/data/pretrain; an hour or two, goes on when
+# started again.
+suite-s: $(READY)
+	$(BIN)/python benchmarks/suite.py configs/suite/s.yaml --out runs/suite-s --json benchmarks/results/suite_s.json
 
 # The same on a GPU: its own environment, the CUDA ops built and tested first; within nine minutes (WHEELS, OUT: see it).
 bench-gpu:

@@ -259,6 +259,7 @@ def compare(
     budget: Annotated[
         str | None, typer.Option(help="Of the from-scratch run: FLOPs (3e14) or a time here (90s, 20m, 2h).")
     ] = None,
+    methods: Annotated[str, typer.Option(help="These of its methods, with commas between. Default: all.")] = "",
     ranks: Ranks = 1,
     as_json: Json = False,
 ) -> None:
@@ -268,7 +269,8 @@ def compare(
     from growth_ds.suite.tables import print_table
 
     with comparison.on_stderr(as_json):
-        opened = comparison.open_suite(suite, out or Path("runs") / suite.stem, seeds, budget, typer.echo)
+        names = [name.strip() for name in methods.split(",") if name.strip()]
+        opened = comparison.open_suite(suite, out or Path("runs") / suite.stem, seeds, budget, typer.echo, names)
         code = comparison.run_suite(opened, ranks, typer.echo)
     if code in (comparison.DONE, 1):
         rows = comparison.read_rows(opened)

@@ -45,6 +45,7 @@ from growth_ds.paths import path_of, still, window_of
 from growth_ds.reshard import InitialState, choose_mode, differs_most, inject, peaks
 from growth_ds.run_folder import RunFolder
 from growth_ds.saving import Saver
+from growth_ds.start import StartWeights
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2, "fp16": 1e-2}
 """Nats by which the probe loss may move in a growth that the plan calls exact: rounding of the precision, measured on
@@ -118,14 +119,14 @@ class Coordinator:
         self.saver.finish()
         stage = self.run.stages[index]
         source, facts = self._source(stage.model)
-        old = source.model if isinstance(source, Checkpoint) else stage.model
         grown = bool(facts) and facts["stage"] != index
-        plan = _agreed_plan(old, stage, grown)
-        mode = self._mode(index, position, plan, old)
+        begun = isinstance(source, StartWeights)
+        plan = _agreed_plan(source.model, stage, grown or begun)
+        mode = self._mode(index, position, plan, source.model)
         if grown:
             faults.point("growth.begin")
         self.during = During.of(facts)
-        if grown:
+        if grown or begun:
             self.during = self.during.after(plan, position.step)
         engine = self._build(index)
         try:
@@ -143,18 +144,24 @@ class Coordinator:
             engine.close()
             raise
 
-    def _source(self, model: Model) -> tuple[Source, dict[str, Any]]:
+    def _source(self, model: Model) -> tuple[Checkpoint | StartWeights | InitialState, dict[str, Any]]:
         """The state to start from, open on every rank, and a checkpoint's facts; empty at the start of a run."""
-        current = self.saver.current
+        current, begin = self.saver.current, self.run.start
         name = distributed.broadcast_object(current.path.name if current else None)
-        if name is None:
+        if name is None and begin is None:
             return InitialState(model, self.run.seed), {}
         problem: UserError | None = None
+        start: StartWeights | None = None
         try:
-            current = current or Checkpoint(self.folder.checkpoints / name)
+            if name is None and begin is not None:
+                start = StartWeights(Path(begin))
+            else:
+                current = current or Checkpoint(self.folder.checkpoints / name)
         except UserError as error:
             problem = UserError(f"{error} (on rank {distributed.rank()}: is the run folder on a shared file system?)")
         distributed.settle(problem)
+        if start is not None:
+            return start, {}
         assert current is not None
         self.saver.saved = (current.facts["step"], current.facts["stage"])
         self.saver.published = current.facts["step"]

@@ -9,9 +9,10 @@ from growth_ds.config_file import load_run
 from growth_ds.data.text import Text
 from growth_ds.engine.launch import STOPPED, run_ranks
 from growth_ds.engine.signals import StopFlag
+from growth_ds.opening import check_engine
 from growth_ds.planning import growths, with_vocabulary
 from growth_ds.run_folder import RunFolder
-from growth_ds.trainer import check_engine
+from growth_ds.start import check_start
 
 
 def check_before_text(run: Run, ranks: int, run_dir: Path) -> None:
@@ -30,8 +31,11 @@ def train_ranks(config: Path, run_dir: Path, ranks: int, resume: str, sets: list
     check_engine(run, ranks)
     text = Text.of(run)
     run = with_vocabulary(run, text.tokenizer.vocab_size)
-    growths(run)
-    RunFolder(run_dir).check(run, text.digest, fresh=resume == "never")
+    folder = RunFolder(run_dir)
+    growths(run, folder.has_begun)
+    if not folder.has_begun:
+        check_start(run, text.tokenizer)
+    folder.check(run, text.digest, fresh=resume == "never")
     argv = ["train", str(config), "--run-dir", str(run_dir), "--resume", resume]
     for override in sets:
         argv += ["--set", override]

@@ -18,6 +18,7 @@ from growth_ds.model import cost
 from growth_ds.model.bert import check_rows
 from growth_ds.model.layout import FIXED, layout
 from growth_ds.paths import windows
+from growth_ds.start import start_plan
 
 
 def stage_flops(run: Run, stage: Stage) -> int:
@@ -38,11 +39,14 @@ def flops_at(run: Run, step: int, per_step: Sequence[int] | None = None) -> int:
     return sum(done * flops for (_, done), flops in zip(run.done_at(step), known, strict=True))
 
 
-def growths(run: Run) -> list[GrowthPlan | None]:
-    """For each stage the plan by which it is entered; None for the first. Raises UserError for one that cannot be."""
+def growths(run: Run, begun: bool = False) -> list[GrowthPlan | None]:
+    """For each stage the plan by which it is entered. Raises UserError for one that cannot be.
+
+    None for the first, unless the run begins with a checkpoint; that one is not asked for any more when it has `begun`.
+    """
     for stage in run.stages:
         check_rows(stage.model)
-    plans: list[GrowthPlan | None] = [None]
+    plans: list[GrowthPlan | None] = [None if begun else start_plan(run)]
     for index, (before, after) in enumerate(pairwise(run.stages), start=1):
         try:
             plans.append(make_plan(layout, before.model, after.model, after.grow, FIXED, after.total_steps))
@@ -76,7 +80,8 @@ def scratch_of(run: Run) -> Run:
     stage = last.model_copy(update={"steps": steps, "tokens": None, "grow": Grow()})
     chunk = run.data.chunk or max(each.length for each in run.stages)
     data = run.data.model_copy(update={"chunk": chunk})
-    return run.model_copy(update={"name": f"{run.name}-scratch", "stages": (stage,), "data": data})
+    changes = {"name": f"{run.name}-scratch", "start": None, "stages": (stage,), "data": data}
+    return run.model_copy(update=changes)
 
 
 def _stage_record(run: Run, index: int, ranks: int, plan: GrowthPlan | None) -> dict[str, Any]:
@@ -94,13 +99,13 @@ def _stage_record(run: Run, index: int, ranks: int, plan: GrowthPlan | None) -> 
         "flops": stage.total_steps * per_step,
         "bytes_per_rank": {str(zero): cost.bytes_per_rank(stage.model, zero, ranks, low) for zero in range(4)},
         "growth": None if plan is None else {**plan.to_json(), "text": describe(plan)},
-        "growth_peak": None if plan is None else growth_peaks(run, index, ranks),
+        "growth_peak": None if plan is None else growth_peaks(run, plan.models[0], index, ranks),
     }
 
 
-def growth_peaks(run: Run, index: int, ranks: int) -> dict[str, int]:
+def growth_peaks(run: Run, old: Model, index: int, ranks: int) -> dict[str, int]:
     """Mode -> bytes that the growth into stage `index` needs at most on one rank, in the run's own ZeRO stage."""
-    old, new = run.stages[index - 1].model, run.stages[index].model
+    new = run.stages[index].model
     low = run.engine.precision in ("auto", "bf16", "fp16")
     return {mode: cost.growth_peak(old, new, run.engine.stage, ranks, low, mode) for mode in ("rank0", "sharded")}
 

@@ -20,6 +20,7 @@ from growth_ds.config import Run
 from growth_ds.config_file import dump_run, read_yaml, validated
 from growth_ds.errors import Unreadable, UserError
 from growth_ds.files import sync, write_durably
+from growth_ds.start import start_digest
 
 _NAME = re.compile(r"step-(\d+)-stage-(\d+)")
 
@@ -80,6 +81,9 @@ class RunFolder:
         start = next((line for line in self.records(self.ledger) if line.get("event") == "start"), None)
         if start is not None and start["store"] != data:
             raise UserError(f"{self.path}: was trained on other data than data.store now holds; give another --run-dir")
+        digest = start_digest(run)
+        if start is not None and start.get("start") != digest and not (run.start and digest is None):
+            raise UserError(f"{self.path}: began with other weights than `start` now names; give another --run-dir")
         self._check_checkpoints(written.checkpoint.every)
 
     def _check_checkpoints(self, every: int) -> None:
@@ -97,6 +101,11 @@ class RunFolder:
             lost = not whole and (past or self.latest.name in names)
         if lost:
             raise UserError(f"{self.checkpoints}: its checkpoints are gone; put them back, or give another --run-dir")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a checkpoint stands here, from which the run would go on."""
+        return self.checkpoints.is_dir() and any(_NAME.fullmatch(each.name) for each in self.checkpoints.iterdir())
 
     def _only_ours(self) -> bool:
         """A folder that holds no more than what may be there before a run starts in it."""

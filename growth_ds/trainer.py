@@ -9,7 +9,6 @@ for stage in the run:                    coordinator.enter: start, resume or gro
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +23,7 @@ from growth_ds.config import Run
 from growth_ds.coordinator import Coordinator, Position
 from growth_ds.data.batch import Batch
 from growth_ds.data.text import Text
-from growth_ds.engine import distributed, ds_config
+from growth_ds.engine import distributed
 from growth_ds.engine.ds_config import resolve_precision
 from growth_ds.engine.reports import remove_stale
 from growth_ds.engine.signals import StopFlag, leaving_if_stuck
@@ -35,30 +34,21 @@ from growth_ds.evaluate.mlm import Validation, unigram_entropy
 from growth_ds.judge import Judge
 from growth_ds.lock import FolderLock, WaitStopped
 from growth_ds.model import cost
+from growth_ds.opening import opened
 from growth_ds.optim.schedule import learning_rate
-from growth_ds.planning import flops_at, growths, stage_flops, with_vocabulary
+from growth_ds.planning import flops_at, stage_flops
 from growth_ds.policy import with_ends
 from growth_ds.progress import Progress
 from growth_ds.report.tables import growth_line
 from growth_ds.run_folder import RunFolder
 from growth_ds.saving import agreed
+from growth_ds.start import start_digest
 
 FINISHED = 0
 STOPPED = 75
 """Exit code of a run that was asked to stop, saved, and can go on (EX_TEMPFAIL)."""
 LAG_STEPS = 20
 """Steps after a growth at which the probe is measured again: the loss right after it says little (arXiv 2406.02469)."""
-
-
-def check_engine(run: Run, ranks: int) -> None:
-    """Raises UserError for a batch that the ranks cannot share, a precision or a DeepSpeed option that cannot be."""
-    precision = resolve_precision(run.engine.precision)
-    ds_config.build(run.engine.zero, precision, 1, 1, 1.0, run.engine.deepspeed)
-    for number, stage in enumerate(run.stages):
-        try:
-            stage.batch.accumulation(ranks)
-        except ValueError as error:
-            raise UserError(f"stages.{number}.{error}; change batch.global, batch.micro or the ranks") from None
 
 
 def train(run: Run, run_dir: Path, resume: bool, stop: StopFlag) -> int:
@@ -71,25 +61,9 @@ def train(run: Run, run_dir: Path, resume: bool, stop: StopFlag) -> int:
         with leaving_if_stuck(stop):
             distributed.init_distributed(run.engine.timeout_s)
             watch = ranks.enter_context(Watch())
-        run, text = _opened(run)
-        return Trainer(run, RunFolder(run_dir), text, stop, watch.leaving).train(resume)
-
-
-def _opened(run: Run) -> tuple[Run, Text]:
-    """The run with its vocabulary, and its text; what one rank finds wrong is raised on all."""
-    problem: UserError | None = None
-    try:
-        check_engine(run, distributed.world_size())
-        text = Text.of(run, verify=distributed.rank() == 0)
-        run = with_vocabulary(run, text.tokenizer.vocab_size)
-        growths(run)
-    except UserError as error:
-        problem = error
-    if distributed.agree(problem is not None):
-        if problem is not None and distributed.rank() > 0:
-            print(f"[rank {distributed.rank()}] {problem}", file=sys.stderr, flush=True)
-        raise problem or UserError("another rank cannot use what it was given; its line says what")
-    return run, text
+        folder = RunFolder(run_dir)
+        run, text = opened(run, folder)
+        return Trainer(run, folder, text, stop, watch.leaving).train(resume)
 
 
 class Trainer:
@@ -232,6 +206,7 @@ class Trainer:
         names = ("torch", "deepspeed", "megatron-core", "transformers")
         return {
             "store": self.text.digest,
+            **({"start": start_digest(self.run)} if self.run.start else {}),
             "ranks": self.ranks,
             "zero": self.run.engine.stage,
             "precision": resolve_precision(self.run.engine.precision),

@@ -166,6 +166,8 @@ class Run(Frozen):
 
     name: str
     seed: int = 42
+    start: str | None = None
+    """A checkpoint whose weights the run begins with, grown where the first stage is larger; None: initial weights."""
     data: Data = Data()
     engine: Engine = Engine()
     optim: Optim = Optim()
@@ -235,7 +237,7 @@ class Run(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """What must not change when a run goes on: all but where and how fast it is computed."""
-        dropped: Any = dict.fromkeys(("name", "engine", "checkpoint", "log"), True)
+        dropped: Any = dict.fromkeys(("name", "start", "engine", "checkpoint", "log"), True)
         dropped |= {"data": {"store", "verify"}, "stages": {"__all__": {"batch": {"micro"}}}}
         dumped = self.model_dump(mode="json", by_alias=True, exclude=dropped)
         for stage in dumped["stages"]:  # a key that says nothing is left out: runs of before it was there have the same

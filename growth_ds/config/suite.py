@@ -35,6 +35,8 @@ class Method(Frozen):
     """FLOPs, of the from-scratch run's; the suite's `budget` unless given."""
     optim: dict[str, Any] = Field(default_factory=dict)
     """Over the suite's `run.optim`."""
+    start: str | None = None
+    """A checkpoint whose weights it begins with, as of a published model; what they have cost is not counted."""
     stages: tuple[dict[str, Any], ...] = Field(min_length=1)
     summary: str = ""
     """What it is, for the page."""

@@ -17,7 +17,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,8 @@ from growth_ds.launch import train_ranks
 from growth_ds.lock import FolderLock
 from growth_ds.planning import stage_flops
 from growth_ds.run_folder import RunFolder
-from growth_ds.suite.measure import check_same_text, failed_record, finished, record_of
+from growth_ds.start import start_digest
+from growth_ds.suite.measure import Finished, failed_record, finished, record_of
 from growth_ds.suite.runs import Entry, entries_of, load_suite
 
 DONE, STOPPED = 0, 75
@@ -57,20 +58,23 @@ class Comparison:
     text: str
     """Digest of what is read and validated on, as ledgers have it."""
     seeds: tuple[int, ...]
+    """Those that are trained."""
+    methods: tuple[str, ...]
+    """Those that are trained, from-scratch runs among them."""
 
     def folder(self, method: str, seed: int) -> RunFolder:
         """Where a run is."""
         return RunFolder(self.out / method / f"seed-{seed}")
 
     def records(self, failures: dict[tuple[str, int], str]) -> list[dict[str, Any]]:
-        """The rows of all finished runs, method by method; those of `failures` say why they have no figures."""
+        """The rows of all finished runs, method by method, those of earlier calls with other methods or seeds too;
+        those of `failures` say why they have no figures."""
         rows = []
-        scratch = {seed: finished(self.folder(SCRATCH, seed)) for seed in self.seeds}
+        scratch = {seed: done_run(self, self.entries[0], seed) for seed in self.suite.seeds}
         for entry in self.entries:
-            for seed in self.seeds:
-                base, run = scratch[seed], finished(self.folder(entry.method, seed))
+            for seed in self.suite.seeds:
+                base, run = scratch[seed], done_run(self, entry, seed)
                 if base is not None and run is not None:
-                    check_same_text(run, base)
                     rows.append(record_of(entry.method, seed, entry.budget, run, base))
                 elif (entry.method, seed) in failures:
                     rows.append(failed_record(entry.method, seed, entry.budget, failures[entry.method, seed]))
@@ -78,12 +82,13 @@ class Comparison:
 
 
 def open_suite(
-    path: Path, out: Path, seeds: int | None = None, budget: str | None = None, say: Say = lambda line: None
-) -> Comparison:
+    path: Path, out: Path, seeds: int | None = None, budget: str | None = None, say: Say = lambda line: None,
+    methods: Sequence[str] = (),
+) -> Comparison:  # fmt: skip
     """The suite of a YAML file with all its runs resolved, its text made where it is missing.
 
-    `seeds`: so many of its seeds; `budget`: of the from-scratch run, see `scale_of`. Raises UserError before anything
-    is trained.
+    `seeds`: so many of its seeds; `budget`: of the from-scratch run, see `scale_of`; `methods`: these and the
+    from-scratch runs alone. Raises UserError before anything is trained.
     """
     suite = load_suite(path)
     if seeds is not None and seeds > len(suite.seeds):
@@ -93,7 +98,18 @@ def open_suite(
     scale = scale_of(suite, path, out, store, vocab_size, budget) if budget else 1.0
     entries = entries_of(suite, path, vocab_size, scale)
     text = Text.of(entries[0].seeded(suite.seeds[0], store), verify=False).digest
-    return Comparison(suite, out, tuple(entries), store, text, suite.seeds[:seeds])
+    return Comparison(
+        suite, out, tuple(entries), store, text, suite.seeds[:seeds], _chosen(suite, path, entries, methods)
+    )
+
+
+def _chosen(suite: Suite, path: Path, entries: Sequence[Entry], methods: Sequence[str]) -> tuple[str, ...]:
+    """The names of those that are trained. Raises UserError for one that is not there."""
+    for name in methods:
+        if name not in suite.methods:
+            raise UserError(f"--methods {name}: {path} has no such method; there are {', '.join(suite.methods)}")
+    wanted = set(methods or suite.methods)
+    return tuple(entry.method for entry in entries if entry.method in wanted or entry.method not in suite.methods)
 
 
 def _store(suite: Suite, path: Path, out: Path, say: Say) -> str:
@@ -145,8 +161,10 @@ def _tokens_per_s(scratch: Run, known: Path) -> float:
     return float(json.loads(known.read_text("utf-8"))["tokens_per_s"])
 
 
-def run_suite(comparison: Comparison, ranks: int, say: Say = print) -> int:
+def run_suite(comparison: Comparison, ranks: int, say: Say = print, wrote: Callable[[], None] = lambda: None) -> int:
     """Train what is missing, seed by seed, and write the rows after each run. Returns DONE, STOPPED or 1.
+
+    `wrote` is called whenever they have been written.
 
     A run that ends by an error leaves a row that says so, and the others go on; 1 at the end then. Raises UserError
     for a folder that holds other runs.
@@ -158,7 +176,7 @@ def run_suite(comparison: Comparison, ranks: int, say: Say = print) -> int:
     try:
         for seed in comparison.seeds:
             for entry in comparison.entries:
-                if is_done(comparison, entry, seed):
+                if entry.method not in comparison.methods or done_run(comparison, entry, seed) is not None:
                     continue
                 code = _train(comparison, entry, seed, ranks, say)
                 if code in ENDS:
@@ -167,7 +185,9 @@ def run_suite(comparison: Comparison, ranks: int, say: Say = print) -> int:
                 if code != DONE:
                     failures[entry.method, seed] = f"ended with exit code {code}; see what it printed"
                 write_rows(comparison, failures)
+                wrote()
         write_rows(comparison, failures)
+        wrote()
     finally:
         lock.release()
     return 1 if failures else DONE
@@ -190,12 +210,15 @@ def on_stderr(wanted: bool) -> Iterator[None]:
         os.close(kept)
 
 
-def is_done(comparison: Comparison, entry: Entry, seed: int) -> bool:
-    """Whether this very run is at its end."""
+def done_run(comparison: Comparison, entry: Entry, seed: int) -> Finished | None:
+    """This very run, on this text, where it is at its end."""
     folder = comparison.folder(entry.method, seed)
     same = folder.config.is_file() and folder.run().digest() == entry.seeded(seed, comparison.store).digest()
     run = finished(folder) if same else None
-    return run is not None and run.text == comparison.text
+    if run is None or run.text != comparison.text:
+        return None
+    start = start_digest(entry.run)  # None too where it is gone: the run needs it no more
+    return run if run.start == start or (entry.run.start is not None and start is None) else None
 
 
 def _train(comparison: Comparison, entry: Entry, seed: int, ranks: int, say: Say) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from growth_ds.errors import UserError
 from growth_ds.report.compare import flops_to_reach, points_of
 from growth_ds.report.rows import Record, events
 from growth_ds.report.series import Curve, read_curve
@@ -23,6 +22,8 @@ class Finished:
     """(step, seconds that the growth there took): no training step, but part of the price."""
     text: str
     """Digest of the text."""
+    start: str | None = None
+    """Digest of the checkpoint whose weights it began with."""
 
     @property
     def final_loss(self) -> float:
@@ -56,8 +57,8 @@ def finished(folder: RunFolder) -> Finished | None:
     if not ends or not folder.checkpoint_path(ends[-1]["step"], ends[-1]["stage"]).is_dir():
         return None
     growths = tuple((record["step"], float(record["seconds"])) for record in events(folder, "growth"))
-    text = str(next((record["store"] for record in events(folder, "start")), ""))
-    return Finished(read_curve(folder.path.name, folder), growths, text)
+    start = next(iter(events(folder, "start")), {"store": ""})
+    return Finished(read_curve(folder.path.name, folder), growths, str(start["store"]), start.get("start"))
 
 
 def record_of(method: str, seed: int, budget: float, run: Finished, scratch: Finished) -> dict[str, Any]:
@@ -130,9 +131,3 @@ def _spread(values: Sequence[float | None]) -> tuple[float, float, float] | None
     dear = [float("inf") if value is None else value for value in values]
     middle = median(dear)
     return None if middle == float("inf") else (middle, min(dear), max(dear))
-
-
-def check_same_text(run: Finished, scratch: Finished) -> None:
-    """Raises UserError where the two were validated on different texts."""
-    if run.text != scratch.text:
-        raise UserError(f"{run.curve.name}: two runs of this seed read different texts; give another --out")

@@ -96,7 +96,7 @@ def _method(suite: Suite, path: Path, name: str, method: Method, budget: float, 
         if share is not None and not (isinstance(share, (int, float)) and 0 < share < math.inf):
             raise UserError(f"{where}.stages.{number}.share: {share!r} is no share of the FLOPs; give a number above 0")
     run = _resolved(suite, path, name, stages, method.optim, scratch.model.vocab)
-    run = _with_steps(run, _steps(run, shares, budget, where))
+    run = _with_steps(run, _steps(run, shares, budget, where)).model_copy(update={"start": method.start})
     try:
         growths(run)
     except UserError as error:

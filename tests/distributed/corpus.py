@@ -25,11 +25,11 @@ def folder() -> Path:
     return Path(os.environ[FOLDER])
 
 
-def make_store(path: Path) -> Path:
+def make_store(path: Path, vocab_size: int = 120) -> Path:
     """About 30,000 tokens over a vocabulary of 120 pieces."""
     train = [Document(f"train-{i}", "\n".join(sentences(12, seed=i))) for i in range(60)]
     valid = [Document(f"valid-{i}", "\n".join(sentences(12, seed=1000 + i))) for i in range(6)]
-    prepare([], path, documents=(train, valid), vocab_size=120, workers=1, progress=False)
+    prepare([], path, documents=(train, valid), vocab_size=vocab_size, workers=1, progress=False)
     return path
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,12 +115,26 @@ def test_a_run_that_fails_leaves_its_reason_and_the_others_go_on(store, tmp_path
     assert "exit code 1" in found[0]["failed"]
 
 
+def test_chosen_methods_are_trained_and_the_others_keep_their_rows(left_alone, store, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(left_alone[0], out)
+    later = {**METHODS, "later": {"stages": METHODS["stack"]["stages"]}}
+    suite = write(tmp_path / "s.yaml", store=store, methods=later, control=False, seeds=[1])
+    trained = []
+    monkeypatch.setattr("growth_ds.suite.compare.train_ranks", lambda _, folder, *__: trained.append(folder) or 1)
+    result = growth_ds(monkeypatch, capsys, "compare", suite, "--out", out, "--methods", "later", "--json")
+    assert result.code == 1
+    assert [folder.parent.name for folder in trained] == ["later"]
+    assert [row["method"] for row in json.loads(result.out)] == [SCRATCH, "stack", "later"]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--seeds", 3], "has 2 seeds"),
         (["--budget", "20 minutes"], "neither FLOPs nor a time"),
         (["--budget", "-3e14"], "neither FLOPs nor a time"),
+        (["--methods", "stack,sprout"], "sprout: "),
     ],
 )
 def test_options_that_cannot_be(store, tmp_path, monkeypatch, capsys, argv, message):

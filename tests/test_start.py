@@ -53,7 +53,7 @@ def test_what_cannot_be_a_start(tmp_path):
     for path in (tmp_path / "folder", tmp_path / "nowhere"):
         with pytest.raises(UserError, match=r"start: .*: not a checkpoint .*growth-ds import"):
             growths(run_from(path))
-    with pytest.raises(UserError, match=r"start: .*small: stages\.0\.grow\.layers"):
+    with pytest.raises(UserError, match=r"start: .*small: stages\.0\.model\.layers"):
         growths(run_from(tmp_path / "small", layers=1))
 
 

@@ -86,7 +86,8 @@ class _Gradients:
 
     def add(self, part: slice, of_logits: Tensor) -> None:
         self.of_x.append(of_logits @ self.weight)
-        weight, bias = of_logits.t() @ self.x[part], of_logits.sum(0, dtype=torch.float32)
+        wide = torch.float32 if len(of_logits) < len(self.x) else None  # of all rows at once, torch rounds once
+        weight, bias = of_logits.t() @ self.x[part], of_logits.sum(0, dtype=wide)
         if self.of_weight is None or self.of_bias is None:
             self.of_weight, self.of_bias = weight, bias
         else:

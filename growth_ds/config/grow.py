@@ -51,6 +51,8 @@ class Grow(Frozen):
     """Of random maps, fresh units and noise."""
     noise: float | None = Field(default=None, ge=0.0)
     """Zero-sum noise over the copies of a unit where they are read: its RMS over the RMS of the tensor."""
+    rank_noise: float = Field(default=0.0, ge=0.0)
+    """Noise on the feed-forward matrices where `ffn_rank` ends: its RMS over the RMS of the product; 0 is exact."""
     block: int | None = Field(default=None, gt=0)
     """Layers of one block, for `gradual` and `midas`; all new layers are one block unless given."""
     ramp: int | None = Field(default=None, ge=0)

@@ -27,6 +27,10 @@ DEFAULT_VOCAB_SIZE = 30522
 
 THIN = "thin_ffn"
 """The axis of the feed-forward units in thin layers."""
+FFN_RANK = "ffn_rank"
+"""The axis between the two factors of a low-rank feed-forward matrix."""
+FACTORS = ("first", "second")
+"""Modules of the factors of such a matrix: `x.second.weight` times `x.first.weight` stand for `x.weight`."""
 
 
 class Model(Frozen):
@@ -41,6 +45,8 @@ class Model(Frozen):
     """Units of the feed-forward layer in every `thin_every`-th layer (CompoundGrow's `net2net_layers`); else `ffn`."""
     thin_every: int = Field(default=2, gt=1)
     """With `thin_ffn`: layers 0, thin_every, 2 thin_every, ... are thin."""
+    ffn_rank: int | None = Field(default=None, gt=0)
+    """Each feed-forward matrix is the product of two with so many units between, smaller than it; else one."""
     head_size: int = Field(gt=0)
     """Units of one attention head; hidden / heads unless given, and kept by a growth."""
     stored_layers: int = Field(gt=0)
@@ -91,9 +97,27 @@ class Model(Frozen):
             raise ValueError(f"thin_ffn {self.thin_ffn} exceeds ffn {self.ffn}")
         return self
 
+    @model_validator(mode="after")
+    def _low_rank(self) -> Model:
+        if self.ffn_rank is not None and self.thin_ffn is not None:
+            raise ValueError("ffn_rank and thin_ffn: either makes the feed-forward layer smaller; give one")
+        whole = self.hidden * self.ffn
+        if self.ffn_rank is not None and self.ffn_rank * (self.hidden + self.ffn) >= whole:
+            raise ValueError(
+                f"ffn_rank {self.ffn_rank} makes no matrix of hidden {self.hidden} x ffn {self.ffn} smaller; give at "
+                f"most {(whole - 1) // (self.hidden + self.ffn)}, or leave it out"
+            )
+        return self
+
     def ffn_of(self, layer: int) -> int:
         """Units of the feed-forward layer in stored layer `layer`."""
         return self.ffn if self.thin_ffn is None or layer % self.thin_every else self.thin_ffn
+
+    def std_of(self, name: str) -> float:
+        """Standard deviation of a matrix's initial weights. Of a factor: the product's is then `init_std`."""
+        if self.ffn_rank is None or name.split(".")[-2] not in FACTORS:
+            return self.init_std
+        return float((self.init_std / self.ffn_rank**0.5) ** 0.5)
 
     @property
     def shares_layers(self) -> bool:
@@ -108,16 +132,18 @@ class Model(Frozen):
     def sizes(self) -> dict[str, int]:
         """Axis name -> units."""
         sizes = {axis: self.vocab if key == "vocab_size" else getattr(self, key) for key, axis in AXES.items()}
-        return sizes if self.thin_ffn is None else {**sizes, THIN: self.thin_ffn}
+        sizes |= {} if self.thin_ffn is None else {THIN: self.thin_ffn}
+        return sizes if self.ffn_rank is None else {**sizes, FFN_RANK: self.ffn_rank}
 
 
 def inherit_model(previous: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The keys of a `model:` block, missing ones taken from the model before it.
 
     The head size is kept by a growth, so it is written out; `stored_layers` follows `layers` unless layers are shared;
-    `thin_ffn: null` ends thin layers.
+    `thin_ffn: null` ends thin layers, `ffn_rank: null` low-rank ones.
     """
-    merged = {**previous, **{key: value for key, value in given.items() if value is not None or key == "thin_ffn"}}
+    ends = (THIN, FFN_RANK)
+    merged = {**previous, **{key: value for key, value in given.items() if value is not None or key in ends}}
     unshared = previous.get("stored_layers") in (None, previous.get("layers"))
     if given.get("stored_layers") is None and unshared:
         merged.pop("stored_layers", None)

@@ -247,6 +247,10 @@ class Run(Frozen):
             if stage["model"]["shared_gradient"] == "sum":
                 del stage["model"]["shared_gradient"]
         for stage in dumped["stages"]:  # a recipe file is what it holds, not where it lies: `path@digest`
+            if stage["model"]["ffn_rank"] is None:
+                del stage["model"]["ffn_rank"]
+            if stage["grow"]["rank_noise"] == 0.0:
+                del stage["grow"]["rank_noise"]
             grow = stage["grow"]
             stage["grow"] = {k: v.rpartition("/")[2] if _is_file(v) else v for k, v in grow.items()}
         return dumped

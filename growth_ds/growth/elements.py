@@ -166,10 +166,10 @@ def prepared(x: Tensor, dims: list[Dim], kind: str, context: Context, above: Ten
 def _rms(x: Tensor) -> float:
     """Root of the mean square, a cacheful at a time."""
     total = sum(float(part.double().square().sum()) for part in x.reshape(-1).split(DRAW))
-    return _rounded((total / x.numel()) ** 0.5)
+    return rounded((total / x.numel()) ** 0.5)
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """To 10 bits: how many threads shared a sum does not show, nor would 0.1 % of a noise's size."""
     mantissa, exponent = math.frexp(value)
     return math.ldexp(round(mantissa * 1024), exponent - 10)

@@ -22,7 +22,14 @@ Overrides = Mapping[str, Mapping[int, str]]
 """Parameter name in the layout -> new stored layer -> "0", "1", or "layer k": as in old stored layer k."""
 
 
-def identities(source: Sequence[int], inserted: Sequence[bool], pre_norm: bool) -> dict[str, dict[int, str]]:
+def body_out(low_rank: bool) -> tuple[str, ...]:
+    """`BODY_OUT`; where `down` is two factors, with the one that writes."""
+    return (*BODY_OUT[:2], "layers.{layer}.down.second.weight", BODY_OUT[3]) if low_rank else BODY_OUT
+
+
+def identities(
+    source: Sequence[int], inserted: Sequence[bool], pre_norm: bool, low_rank: bool = False
+) -> dict[str, dict[int, str]]:
     """Overrides that make the inserted layers compute nothing.
 
     `source`: old layer of each new one; `inserted`: which of them are new. A new layer may copy any old one; it stands
@@ -41,7 +48,7 @@ def identities(source: Sequence[int], inserted: Sequence[bool], pre_norm: bool) 
         if not is_new:
             own = source[layer]
             continue
-        for pattern in BODY_OUT:
+        for pattern in body_out(low_rank):
             rules.setdefault(pattern, {})[layer] = "0"
         if not pre_norm:
             norm(OUTER, layer - 1, "1", "0")

@@ -15,6 +15,7 @@ from growth_ds.axes import parse
 from growth_ds.growth.axis_map import AxisMap
 from growth_ds.growth.dense import DenseMap
 from growth_ds.growth.plan import GrowthPlan
+from growth_ds.growth.product import product
 
 Span = tuple[int, int]
 """(begin, end) of elements of a flattened tensor."""
@@ -53,6 +54,7 @@ def origin_of(plan: GrowthPlan, name: str) -> str:
     if layer is None:
         return pattern
     rule = _rule(plan, pattern, layer)
+    pattern = plan.products.get(pattern, (pattern,))[0]
     if isinstance(plan.maps.get("stored_layer"), DenseMap):
         old = 0
     else:
@@ -68,8 +70,8 @@ def old_values(plan: GrowthPlan, name: str, kind: str, source: Source, span: Spa
     pattern, layer = plan.parameters[name]
     each = plan.maps.get("stored_layer")
     if layer is not None and isinstance(each, DenseMap):
-        return _mixed(each, pattern, layer, kind, source, span)
-    x = _read(source, kind, origin_of(plan, name), span)
+        return _mixed(plan, name, each, kind, source, span)
+    x = _read(plan, name, origin_of(plan, name), kind, source, span)
     refuse_unless_finite(name, kind, x)
     if layer is None:
         return x
@@ -97,7 +99,7 @@ def values_above(plan: GrowthPlan, name: str, kind: str, source: Source) -> Tens
     if layer is None:
         raise ValueError(f"'{pattern}' is in no layer, and axis {donors[0]} takes units of the next one")
     higher = min(plan.source_layer(layer) + 1, plan.old["stored_layer"] - 1)
-    return source.tensor(kind, pattern.replace("{layer}", str(higher)))
+    return _read(plan, name, pattern.replace("{layer}", str(higher)), kind, source, None)
 
 
 def refuse_unless_finite(name: str, kind: str, x: Tensor) -> None:
@@ -107,8 +109,14 @@ def refuse_unless_finite(name: str, kind: str, x: Tensor) -> None:
         raise ValueError(f"'{name}': {kind} has values that are not finite; grow from an earlier checkpoint")
 
 
-def _read(source: Source, kind: str, name: str, span: Span | None) -> Tensor:
-    return source.tensor(kind, name) if span is None else source.range(kind, name, *span)
+def _read(plan: GrowthPlan, name: str, old: str, kind: str, source: Source, span: Span | None) -> Tensor:
+    """The old tensor `old`, or what the two factors make that stand in its place."""
+    pattern, _ = plan.parameters[name]
+    if pattern in plan.products:
+        layer = old.split(".")[1]
+        factors = [factor.replace("{layer}", layer) for factor in plan.products[pattern]]
+        return product(plan, name, (factors[0], factors[1]), kind, source.tensor, span)
+    return source.tensor(kind, old) if span is None else source.range(kind, old, *span)
 
 
 def _rule(plan: GrowthPlan, pattern: str, layer: int) -> str | None:
@@ -135,11 +143,13 @@ def _layer_moment(plan: GrowthPlan, layer: int, kind: str, x: Tensor) -> Tensor:
     return x
 
 
-def _mixed(each: DenseMap, pattern: str, layer: int, kind: str, source: Source, span: Span | None) -> Tensor:
+def _mixed(plan: GrowthPlan, name: str, each: DenseMap, kind: str, source: Source, span: Span | None) -> Tensor:
     """A weighted sum of all old layers (LiGO's depth)."""
+    pattern, layer = plan.parameters[name]
+    assert layer is not None, "what is in no layer has no layers to mix"
     total: Tensor | None = None
     for old, part in enumerate(each.made[layer]):
-        x = _read(source, kind, pattern.replace("{layer}", str(old)), span) * float(part)
+        x = _read(plan, name, pattern.replace("{layer}", str(old)), kind, source, span) * float(part)
         total = x if total is None else total + x
     assert total is not None, "a map has at least one old layer"
     return total

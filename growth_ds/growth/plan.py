@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from growth_ds.axes import Layout, expand, parse
-from growth_ds.config import THIN, Grow, Model
+from growth_ds.config import FFN_RANK, THIN, Grow, Model
 from growth_ds.growth import verdict
 from growth_ds.growth.axis_map import KIND, AxisMap
 from growth_ds.growth.dense import DenseMap
 from growth_ds.growth.layers import BODY_OUT, Overrides
+from growth_ds.growth.product import Factors
 from growth_ds.growth.ramp import Ramp
 from growth_ds.growth.rates import next_rates, worst_of_mean
 
@@ -46,11 +47,13 @@ class GrowthPlan:
     """The models from the first to the last, more than two for a composition; empty where none were given."""
     parts: tuple[GrowthPlan, ...] = ()
     """The growths that a composition is made of."""
+    products: Mapping[str, Factors] = field(default_factory=dict)
+    """Parameters (names in the layout) -> the two old ones that they are the product of (`product.py`)."""
 
     @property
     def is_identity(self) -> bool:
         """Whether every tensor stays as it is."""
-        return not (self.maps or self.added or self.overrides or self.thin)
+        return not (self.maps or self.added or self.overrides or self.thin or self.products)
 
     @property
     def moments(self) -> str:
@@ -116,7 +119,7 @@ class GrowthPlan:
         """
         if later.old != self.new:
             raise ValueError(f"cannot compose: this plan ends with {self.new}, the next starts with {later.old}")
-        if any(each.overrides or each.ramp or each.added or each.thin for each in (self, later)):
+        if any(each.overrides or each.ramp or each.added or each.thin or each.products for each in (self, later)):
             raise ValueError("cannot compose: one of the plans has a ramp, new parameters or values for single layers")
         maps, names = dict(self.maps), dict(self.recipes)
         for axis, each in later.maps.items():
@@ -147,6 +150,10 @@ class GrowthPlan:
         for each in list(self.thin.values())[:1]:
             record = {"axis": "ffn", "old": each.old, "new": each.new, "recipe": self.recipes["thin_ffn"]}
             records.append({**record, "exact": THIN not in inexact, "reason": inexact.get(THIN)})
+        if self.products:
+            most, reason = min(self.new["hidden"], self.new["ffn"]), inexact.get(FFN_RANK)
+            record = {"axis": FFN_RANK, "old": self.old[FFN_RANK], "new": most, "recipe": "multiply-out"}
+            records.append({**record, "exact": reason is None, "reason": reason})
         if self.added:
             records.append({"axis": "nsp", "old": 0, "new": 1, "recipe": "add-nsp", "exact": True, "reason": None})
         return records
@@ -166,6 +173,8 @@ class GrowthPlan:
                 says.append(f"{axis} {each.old}->{each.new} {how}{', fresh units' if fresh else ''}")
         if "{layer}" in pattern and "stored_layer" in self.maps:
             says.append(f"layers {self.old['stored_layer']}->{self.new['stored_layer']}")
+        if pattern in self.products:
+            says.insert(0, "multiplied out")
         replaced = self.overrides.get(pattern, {})
         new = pattern in self.added
         shape = {"old": None if new else list(axes.shape(self.old)), "new": list(axes.shape(self.new))}
@@ -196,6 +205,9 @@ class GrowthPlan:
             "thin": {str(layer): each.to_json() for layer, each in self.thin.items()},
             "std": self.std,
         }
+        if self.products:  # left out where there is none, as in the digests of before it was there
+            resolved["products"] = {name: list(factors) for name, factors in sorted(self.products.items())}
+            resolved["rank_noise"] = self.grow.rank_noise
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:

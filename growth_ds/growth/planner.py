@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from growth_ds.axes import Layout
-from growth_ds.config import AXES, THIN, Grow, Model
+from growth_ds.config import AXES, FFN_RANK, THIN, Grow, Model
 from growth_ds.errors import UserError
 from growth_ds.growth.answer import check_answer, written_out
 from growth_ds.growth.axis_map import KIND, AxisMap
 from growth_ds.growth.plan import GrowthPlan
+from growth_ds.growth.product import products
 from growth_ds.growth.ramp import Ramp, norm_weights
 from growth_ds.growth.recipe import Ask, Grown, Recipe
 from growth_ds.growth.recipes import find_recipe, that_grow
@@ -45,13 +46,17 @@ def make_plan(
     thin, recipe_name = _thin(rows, found, old, new, grow)
     if thin:
         names[THIN] = recipe_name
+    made = products(rows(old), rows(new))
     plan = GrowthPlan(
         rows(new), before, after, {axis: each.map for axis, each in grown.items()}, names, grow,
         _overrides(grown),
-        _ramp(grow, grown, steps, limit), thin, frozenset(set(rows(new)) - set(rows(old))), (old, new),
+        _ramp(grow, grown, steps, limit), thin, frozenset(set(rows(new)) - set(rows(old)) - set(made)), (old, new),
+        products=made,
     )  # fmt: skip
     if new.thin_ffn is not None and plan.ramp and "ffn" in plan.ramp.start:
         raise UserError("grow.ffn: masks do not fit thin FFN layers; end them first (thin_ffn: null), or use tile")
+    if FFN_RANK in after and "ffn" in grown and grown["ffn"].map.donor is not None:
+        raise UserError("grow.ffn: units of the next layer fit no factors of this; give ffn_rank: null, or recipe fpi")
     _check_rates(plan)
     if grow.require_exact and not plan.exact:
         axis, reason = next(iter(plan.inexact.items()))
@@ -84,6 +89,11 @@ def _check_keys(old: Model, new: Model) -> None:
             raise UserError(
                 f"model.{key}: a growth cannot change it from {getattr(old, key)} to {getattr(new, key)}; keep it"
             )
+    if old.ffn_rank != new.ffn_rank and (old.ffn_rank is None or new.ffn_rank is not None):
+        raise UserError(
+            f"model.ffn_rank: cannot change from {old.ffn_rank} to {new.ffn_rank} in a growth; null multiplies out, a "
+            "rank is for the first stage"
+        )
     if old.nsp and not new.nsp:
         raise UserError("model.nsp: a growth cannot take the next-sentence head away; keep nsp: true")
     if old.norm_eps != new.norm_eps and old.norm != "pre":

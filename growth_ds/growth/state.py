@@ -64,8 +64,13 @@ def source_of(plan: GrowthPlan, name: str) -> tuple[str, str]:
 def context_of(plan: GrowthPlan, name: str, pattern: str) -> Context:
     """What is drawn for a parameter, and for its fresh units' moments."""
     policy = plan.grow.fresh_moments or plan.grow.moments
-    std, one = {"bias": (0.0, 0.0), "norm": (0.0, 1.0), "matrix": (plan.std, 0.0)}[role(pattern)]
+    std, one = {"bias": (0.0, 0.0), "norm": (0.0, 1.0), "matrix": (_std(plan, pattern), 0.0)}[role(pattern)]
     return Context(pattern, name, plan.grow.seed, std, one, policy, plan.grow.damping)
+
+
+def _std(plan: GrowthPlan, pattern: str) -> float:
+    """Of the initialisation of a matrix, which may be a factor."""
+    return plan.models[-1].std_of(pattern) if plan.models else plan.std
 
 
 def has_moments(plan: GrowthPlan, name: str, source: Source) -> bool:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from growth_ds.axes import parse
-from growth_ds.config import THIN
+from growth_ds.config import FFN_RANK, THIN
 from growth_ds.growth.axis_map import KIND, AxisMap
-from growth_ds.growth.layers import BODY_OUT, INNER, OUTER
+from growth_ds.growth.layers import INNER, OUTER, body_out
 
 if TYPE_CHECKING:
     from growth_ds.growth.plan import GrowthPlan
@@ -32,6 +32,8 @@ def inexact(plan: GrowthPlan) -> dict[str, str]:
         reason = _parallel(plan, "ffn", each)
         if reason:
             reasons[THIN] = reason
+    if plan.products and plan.grow.rank_noise:
+        reasons[FFN_RANK] = "noise comes on the matrices that are multiplied out; exact: rank_noise 0"
     if "stored_layer" not in reasons and executed_after(plan) != executed_before(plan):
         axis = "layer" if plan.old["layer"] != plan.new["layer"] else "stored_layer"
         reasons[axis] = (
@@ -227,9 +229,10 @@ def _layer(plan: GrowthPlan, layer: int) -> tuple[object, object, object]:
             return "unit"
         return int(weight.split()[1]) if weight and weight == bias and weight.startswith("layer ") else "changed"
 
-    writes = [rules.get(pattern) for pattern in BODY_OUT]
+    outputs = body_out(FFN_RANK in plan.new)
+    writes = [rules.get(pattern) for pattern in outputs]
     body: object = None if all(rule == "0" for rule in writes) else source
-    known = {*BODY_OUT, *(f"{prefix}.{part}" for prefix in (INNER, OUTER) for part in ("weight", "bias"))}
+    known = {*outputs, *(f"{prefix}.{part}" for prefix in (INNER, OUTER) for part in ("weight", "bias"))}
     if set(rules) - known or (body is not None and any(writes)):
         body = "changed"
     inner, outer = norm(INNER), norm(OUTER)

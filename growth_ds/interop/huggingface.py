@@ -22,6 +22,7 @@ from torch import Tensor
 from growth_ds.config import Model
 from growth_ds.errors import UserError
 from growth_ds.files import replace_folder, sync
+from growth_ds.growth.product import whole
 from growth_ds.interop import names
 from growth_ds.interop.tensor_files import TensorFiles
 from growth_ds.model.init import initial
@@ -202,11 +203,14 @@ def write_huggingface(
 ) -> None:
     """Write a folder that `AutoModelForMaskedLM.from_pretrained(out)` opens: config.json, model.safetensors, tokenizer.
 
-    `read` gives the tensor of each parameter name. Shared layers are written once for each depth, which is exact.
-    The folder appears whole or not at all. Raises UserError for a shape that transformers cannot hold, and for an
-    existing `out` unless `force`; then only an earlier export (or an empty folder) is replaced.
+    `read` gives the tensor of each parameter name. Shared layers are written once for each depth, and
+    low-rank feed-forward matrices multiplied out; both are exact. The folder appears whole or not at all. Raises
+    UserError for a shape that transformers cannot hold, and for an existing `out` unless `force`; then only an earlier
+    export (or an empty folder) is replaced.
     """
     out = Path(out).resolve()
+    if model.ffn_rank is not None:
+        read, model = whole(parameter_shapes(model), read), model.model_copy(update={"ffn_rank": None})
     if model.thin_ffn is not None:
         raise UserError(f"{out}: transformers holds no model with thin_ffn layers; export after they have grown")
     if model.heads * model.head_size != model.hidden:

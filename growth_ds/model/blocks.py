@@ -23,6 +23,13 @@ from growth_ds.ops.ragged import Ragged
 Ramp = Mapping[str, Tensor]
 
 
+def activated(x: Tensor, bias: Tensor, activation: str) -> Tensor:
+    """The activation of x (..., units) + bias (units,)."""
+    if activation == "relu":
+        return F.relu(x + bias)
+    return bias_gelu(x, bias, "tanh" if activation == "gelu_new" else "none")
+
+
 class Activated(nn.Linear):
     """A projection and its activation: the bias is added where the activation is computed."""
 
@@ -34,7 +41,23 @@ class Activated(nn.Linear):
         """x (..., inputs) -> (..., outputs)."""
         if self.activation == "relu":
             return F.relu(F.linear(x, self.weight, self.bias))
-        return bias_gelu(F.linear(x, self.weight), self.bias, "tanh" if self.activation == "gelu_new" else "none")
+        return activated(F.linear(x, self.weight), self.bias, self.activation)
+
+
+class LowRank(nn.Module):
+    """A projection, and for `Activated` its activation, by two factors with nothing between them."""
+
+    def __init__(self, inputs: int, rank: int, outputs: int, activation: str | None = None) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, rank, bias=False)
+        self.second = nn.Linear(rank, outputs, bias=False)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., inputs) -> (..., outputs)."""
+        x = self.second(self.first(x))
+        return x + self.bias if self.activation is None else activated(x, self.bias, self.activation)
 
 
 class Norm(nn.LayerNorm):
@@ -114,8 +137,12 @@ class Layer(nn.Module):
         self.qkv = QueryKeyValue(model.hidden, 3 * inner)
         self.out = nn.Linear(inner, model.hidden)
         self.attention_norm = Norm(model.hidden, eps=model.norm_eps)
-        self.up = Activated(model.hidden, ffn, model.activation)
-        self.down = nn.Linear(ffn, model.hidden)
+        if model.ffn_rank is None:
+            self.up: nn.Module = Activated(model.hidden, ffn, model.activation)
+            self.down: nn.Module = nn.Linear(ffn, model.hidden)
+        else:
+            self.up = LowRank(model.hidden, model.ffn_rank, ffn, model.activation)
+            self.down = LowRank(ffn, model.ffn_rank, model.hidden)
         self.ffn_norm = Norm(model.hidden, eps=model.norm_eps)
         self.model = model
 

@@ -64,7 +64,10 @@ def _layer_flops(model: Model, depth: int, queries: int, keys: int) -> int:
     """One layer of which `queries` positions ask `keys` others, and go on."""
     inner = model.heads * model.head_size
     products = 4 * model.hidden * inner * (keys + queries) + 4 * queries * keys * inner
-    return products + 4 * model.hidden * queries * model.ffn_of(depth % model.stored_layers)
+    ffn = model.ffn_of(depth % model.stored_layers)
+    if model.ffn_rank is not None:
+        return products + 4 * model.ffn_rank * queries * (model.hidden + ffn)
+    return products + 4 * model.hidden * queries * ffn
 
 
 def _below(model: Model, length: int, mask_prob: float, pool: int, frozen: int) -> int:
@@ -95,6 +98,9 @@ def growth_peak(old: Model, new: Model, zero: int, ranks: int, low_precision: bo
     one kind. The probe's activations, and the layers that ZeRO-3 gathers for it, are not counted.
     """
     largest_before = 4 * max(prod(shape) for shape in parameter_shapes(old).values())
+    if old.ffn_rank is not None and new.ffn_rank is None:  # a product, its factors, and one of them in float64
+        factors = 4 * old.ffn_rank * (old.hidden + old.ffn + 2 * max(old.hidden, old.ffn))
+        largest_before = max(largest_before, 4 * old.hidden * old.ffn + factors)
     largest = 4 * max(prod(shape) for shape in parameter_shapes(new).values())
     if mode == "rank0":
         moved = 3 * largest  # weight and moments are checked together before the first is sent

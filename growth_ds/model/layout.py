@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from growth_ds.axes import Layout, parse, shapes
-from growth_ds.config import THIN, Model
+from growth_ds.config import FFN_RANK, THIN, Model
 
 FIXED = {"qkv": 3, "answer": 2}
 """Axes that are the same in every BERT: query/key/value, and the two answers of the next-sentence head."""
@@ -38,6 +38,14 @@ THIN_ROWS = {
     "layers.{layer}.up.bias": THIN,
     "layers.{layer}.down.weight": f"hidden {THIN}/",
 }
+LOW_RANK_ROWS = {
+    "layers.{layer}.up.first.weight": f"{FFN_RANK} hidden/",
+    "layers.{layer}.up.second.weight": f"ffn {FFN_RANK}/",
+    "layers.{layer}.down.first.weight": f"{FFN_RANK} ffn/",
+    "layers.{layer}.down.second.weight": f"hidden {FFN_RANK}/",
+}
+"""In place of `WHOLE`; the biases stay."""
+WHOLE = ("layers.{layer}.up.weight", "layers.{layer}.down.weight")
 FINAL_NORM = {"norm.weight": "hidden", "norm.bias": "hidden"}
 HEAD = {
     "head.dense.weight": "hidden hidden/",
@@ -59,6 +67,10 @@ EDGES = (
     ("ffn", ("layers.{layer}.down.weight",)),
     ("hidden", ("layers.{layer}.qkv.weight",)),
     ("hidden", ("layers.{layer}.up.weight",)),
+    ("ffn", ("layers.{layer}.down.first.weight",)),
+    ("hidden", ("layers.{layer}.up.first.weight",)),
+    (FFN_RANK, ("layers.{layer}.up.second.weight",)),
+    (FFN_RANK, ("layers.{layer}.down.second.weight",)),
     ("hidden", ("pooler.weight",)),
     ("hidden", ("nsp.weight",)),
     ("hidden", ("head.dense.weight",)),
@@ -74,6 +86,8 @@ def layout(model: Model) -> Layout:
     if model.norm == "post":
         rows |= EMBEDDING_NORM
     rows |= LAYERS
+    if model.ffn_rank is not None:
+        rows = {name: row for name, row in rows.items() if name not in WHOLE} | LOW_RANK_ROWS
     if model.norm == "pre":
         rows |= FINAL_NORM
     rows |= HEAD

@@ -109,6 +109,10 @@ def case_ungrown_shared() -> None:
     _ungrown("ungrown-shared", "shared")
 
 
+def case_ungrown_low_rank() -> None:
+    _ungrown("ungrown-low-rank", "low-rank")
+
+
 def case_ungrown_big() -> None:
     """What the wide recipes end with, trained from scratch: for benchmarks/update_size.py."""
     _ungrown("ungrown-big", "post", **BIG)

@@ -43,6 +43,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     "post": {"layers": 2, "hidden": 30, "heads": 3, "ffn": 41, "positions": 16},
     "pre": {"layers": 2, "hidden": 30, "heads": 3, "ffn": 41, "positions": 16, "norm": "pre"},
     "shared": {"layers": 4, "stored_layers": 1, "hidden": 30, "heads": 3, "ffn": 41, "positions": 16},
+    "low-rank": {"layers": 2, "hidden": 30, "heads": 3, "ffn": 41, "positions": 16, "ffn_rank": 8},
 }
 """Models of the first stage."""
 
@@ -99,6 +100,7 @@ GROWTHS: dict[str, Growth] = {
     "extend-positions": _by("extend-positions", {"positions": 32}, True, length=32),
     "extend-segments": _by("extend-segments", {"segments": 4}, True),
     "add-nsp": _by("tile", {"nsp": True}, True),
+    "low-rank": _by("insert-identity", {"ffn_rank": None, "layers": 4}, True, source="low-rank"),
 }
 """Name -> a growth typical of the recipe of that name (all of them; some twice)."""
 

@@ -60,7 +60,7 @@ def inserted(ask: Ask, source: Tensor, home: Tensor | None = None) -> Grown:
     """Layers that copy `source` and start as the identity, all but the first with each `home` (default: source)."""
     home = source if home is None else home
     is_new = AxisMap.even(home, ask.old).copy_number() > 0
-    rules = identities(home.tolist(), is_new.tolist(), ask.before.norm == "pre")
+    rules = identities(home.tolist(), is_new.tolist(), ask.before.norm == "pre", ask.after.ffn_rank is not None)
     return Grown(AxisMap.even(source, ask.old), rules)
 
 

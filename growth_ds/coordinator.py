@@ -211,7 +211,7 @@ class Coordinator:
         self.module = empty_module(stage.model, DTYPES[resolve_precision(options.precision)])
         self.module.activation_checkpointing = options.activation_checkpointing
         self.module.average_shared()
-        self.module.pool = stage.pool
+        self.module.pool, self.module.attention_window = stage.pool, stage.attention_window
         if options.compile:
             self.module.compile_layers()
         rates = ModelRates(stage.model, self.during.rates)
@@ -251,9 +251,10 @@ class Coordinator:
         except AssertionError as error:
             raise GrowthFailed(f"the growth at step {position.step}: {error}; {STAYS}") from None
         assert self.module is not None
-        self.module.pool = self.run.stages[index - 1].pool  # as "before" was measured
+        past, now = self.run.stages[index - 1], self.run.stages[index]
+        self.module.pool, self.module.attention_window = past.pool, past.attention_window  # as "before" was measured
         after = self.probe(engine, self.run.stages[index - 1].length)
-        self.module.pool = self.run.stages[index].pool
+        self.module.pool, self.module.attention_window = now.pool, now.attention_window
         release_memory()  # what ZeRO-3 gathered for it, before the checkpoint needs room
         if not plan.exact and not math.isfinite(after["loss"]):
             was = f"it was {before['loss']:.6f}"

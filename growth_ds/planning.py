@@ -29,7 +29,8 @@ def stage_flops(run: Run, stage: Stage) -> int:
     for frozen, layers in steps:
         run_by = {} if layers == stage.model.layers else {"layers": layers, "stored_layers": layers}
         model = stage.model.model_copy(update=run_by)
-        total += cost.train_flops_per_row(model, stage.length, run.data.mask_prob, nsp, stage.pool, frozen)
+        local = stage.attention_window
+        total += cost.train_flops_per_row(model, stage.length, run.data.mask_prob, nsp, stage.pool, frozen, local)
     return stage.batch.global_ * total // len(steps)
 
 

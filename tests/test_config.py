@@ -244,7 +244,8 @@ SURFACE = {
     "Optim": "name nvlamb lr warmup decay final schedule weight_decay betas eps clip",
     "Run": "name seed data engine optim checkpoint log evaluation stages",
     "Sources": "source share",
-    "Stage": "model length batch optim steps tokens grow pool path_layers frozen_layers submodel_layers until",
+    "Stage": "model length batch optim steps tokens grow pool attention_window path_layers frozen_layers "
+    "submodel_layers until",
     "StoreShare": "path weight",
     "Suite": "name corpus run scratch methods seeds budget control",
     "Until": "policy threshold seconds every window patience after rest",

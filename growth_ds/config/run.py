@@ -158,6 +158,7 @@ def _is_file(value: Any) -> bool:
 
 
 _SAYS_NOTHING = {"until": None, "path_layers": None, "submodel_layers": None, "pool": 1, "frozen_layers": 0}
+_SAYS_NOTHING |= {"attention_window": None}
 """Keys of a stage that came later, and what they are where they change nothing."""
 
 
@@ -246,11 +247,11 @@ class Run(Frozen):
                     del stage[key]
             if stage["model"]["shared_gradient"] == "sum":
                 del stage["model"]["shared_gradient"]
-        for stage in dumped["stages"]:  # a recipe file is what it holds, not where it lies: `path@digest`
             if stage["model"]["ffn_rank"] is None:
                 del stage["model"]["ffn_rank"]
             if stage["grow"]["rank_noise"] == 0.0:
                 del stage["grow"]["rank_noise"]
+        for stage in dumped["stages"]:  # a recipe file is what it holds, not where it lies: `path@digest`
             grow = stage["grow"]
             stage["grow"] = {k: v.rpartition("/")[2] if _is_file(v) else v for k, v in grow.items()}
         return dumped

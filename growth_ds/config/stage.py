@@ -77,6 +77,8 @@ class Stage(Frozen):
     grow: Grow = Grow()
     pool: int = Field(default=1, gt=0)
     """Neighbouring positions that the layers see as one, masked ones apart (CompoundGrow); 1: each by itself."""
+    attention_window: int | None = Field(default=None, gt=0)
+    """Each position attends to no more than so many on either side, by blocks, which costs less; else to all."""
     path_layers: int | None = Field(default=None, gt=1)
     """Layers that a training step runs: the first, the last, and a random choice of the others (RaPTr); else all."""
     frozen_layers: int = Field(default=0, ge=0)
@@ -99,6 +101,13 @@ class Stage(Frozen):
             raise ValueError(
                 f"pool {self.pool} needs two layers at least, and more than {self.pool} positions in a row"
             )
+        if self.attention_window is not None and 3 * self.attention_window >= self.length:
+            raise ValueError(
+                f"attention_window {self.attention_window}: three blocks of that many keys are no fewer than the "
+                f"length {self.length}; give at most {(self.length - 1) // 3}, or leave it out"
+            )
+        if self.attention_window is not None and self.pool > 1:
+            raise ValueError("attention_window and pool: windows of pooled positions are not computed; give one")
         self._check_layers()
         if self.until is not None and self.until.policy == "correlation" and not self.model.shares_layers:
             raise ValueError("until.policy correlation needs shared layers; give model.stored_layers")

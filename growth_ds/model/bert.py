@@ -24,6 +24,7 @@ from growth_ds.config import Model
 from growth_ds.errors import UserError
 from growth_ds.model import layout
 from growth_ds.model.blocks import Embeddings, Head, Layer, Norm, Ramp, normed
+from growth_ds.ops.local_attention import Local
 from growth_ds.ops.ragged import Ragged, flat_places
 
 RAMPS = frozenset({"norm", "head.norm", "hidden", "ffn", "head", "gate"})
@@ -108,6 +109,10 @@ class Bert(nn.Module):
     pool: int = 1
     """Neighbouring positions that go through the layers as one (`pooled`), where only some positions are asked for."""
 
+    attention_window: int | None = None
+    """Positions to either side that each attends to (`growth_ds.ops.local_attention`), in rows without padding; None:
+    all. Set from outside, in training and evaluation alike; the weights are the same."""
+
     window: tuple[int, int] | None = None
     """(first layer that learns, layers that run) of a training step, set from outside before each; None: all, all."""
 
@@ -164,6 +169,7 @@ class Bert(nn.Module):
         kept: Tensor | None = None
         if self.pool > 1 and ragged is None and asked is not None:
             kept, where = pooled(x, asked, self.pool)
+        seen = ragged if self.attention_window is None else self._local(ragged, where)
         for depth, (stored, gate) in enumerate(zip(self.layer_order, self._gates(), strict=True)):
             if depth == depths - 1 and where is not None:
                 kept = _take(x, where)
@@ -173,7 +179,7 @@ class Bert(nn.Module):
             if not runs:
                 continue
             with _learning(depth >= first):
-                y = self._layer(self.layers[stored], x, kept, ragged)
+                y = self._layer(self.layers[stored], x, kept, seen)
             # A closed gate gives x to the last bit; its layer is computed, for ZeRO expects every gradient.
             if gate != 1.0:
                 x = x if kept is None else kept
@@ -190,7 +196,13 @@ class Bert(nn.Module):
         every gradient, and in stage 3 gathers a weight only where its module is called."""
         return 0.0 * self._layer(layer, x[:1, :1].detach(), None, None).sum()
 
-    def _layer(self, layer: nn.Module, x: Tensor, kept: Tensor | None, ragged: Ragged | None) -> Tensor:
+    def _local(self, ragged: Ragged | None, where: Tensor | None) -> Local:
+        assert self.attention_window is not None
+        if ragged is not None or self.pool > 1:
+            raise UserError("attention_window: rows with padding or pooled positions need full attention")
+        return Local(self.attention_window, where)
+
+    def _layer(self, layer: nn.Module, x: Tensor, kept: Tensor | None, ragged: Ragged | Local | None) -> Tensor:
         if not (self.activation_checkpointing and torch.is_grad_enabled()):
             return layer(x, ramp=self.ramp, kept=kept, ragged=ragged)
         # It restores torch's random state, from which every dropout comes.

@@ -17,10 +17,13 @@ from growth_ds.config import Model
 from growth_ds.ops.attention import attention
 from growth_ds.ops.bias_dropout_residual_layer_norm import bias_dropout_residual_layer_norm
 from growth_ds.ops.bias_gelu import bias_gelu
+from growth_ds.ops.local_attention import Local
 from growth_ds.ops.masked_lm_loss import masked_lm_loss
 from growth_ds.ops.ragged import Ragged
 
 Ramp = Mapping[str, Tensor]
+Seen = Ragged | Local | None
+"""What attends to what, where it is not everything to everything in its row."""
 
 
 def activated(x: Tensor, bias: Tensor, activation: str) -> Tensor:
@@ -146,9 +149,7 @@ class Layer(nn.Module):
         self.ffn_norm = Norm(model.hidden, eps=model.norm_eps)
         self.model = model
 
-    def forward(
-        self, x: Tensor, ramp: Ramp | None = None, kept: Tensor | None = None, ragged: Ragged | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, ramp: Ramp | None = None, kept: Tensor | None = None, ragged: Seen = None) -> Tensor:
         """x (B, T, H) -> (B, T, H), or for `kept` (B, Q, H), which alone ask and go on, (B, Q, H).
 
         With padding: x (1, S, H) of the positions that are real, as `ragged` says, and kept (1, B*Q, H) of them.
@@ -163,7 +164,7 @@ class Layer(nn.Module):
         x = normed(self.attention_norm, mixed, ramp, residual=residual, dropout=p)
         return normed(self.ffn_norm, self._ffn(x, ramp), ramp, residual=x, dropout=p)
 
-    def _attention(self, x: Tensor, ramp: Ramp | None, kept: Tensor | None, ragged: Ragged | None) -> Tensor:
+    def _attention(self, x: Tensor, ramp: Ramp | None, kept: Tensor | None, ragged: Seen) -> Tensor:
         dropout, heads = self.model.attention_dropout if self.training else 0.0, self.model.heads
         packed = self.qkv(x, kept=kept)
         if ragged is None:

@@ -19,16 +19,19 @@ def parameters(model: Model) -> int:
     return sum(prod(shape) for shape in parameter_shapes(model).values())
 
 
-def forward_flops(model: Model, length: int, mask_prob: float, nsp: bool = False, pool: int = 1) -> int:
+def forward_flops(
+    model: Model, length: int, mask_prob: float, nsp: bool = False, pool: int = 1, window: int | None = None
+) -> int:
     """Floating-point operations of one forward over one row of `length` tokens, matrix products only (2mnk each).
 
     What is really computed: the MLM head runs on the round(mask_prob x length) masked positions, and the last layer's
     queries, attention output and FFN there alone (and on the first, for `nsp`); its keys and values on all. With `pool`
     all layers but the keys and values of the first see the short sequence of `growth_ds.model.bert.pooled`.
+    With `window` (`growth_ds.ops.local_attention`) all layers but the last attend by blocks.
     """
     predicted, short = round(mask_prob * length), _short(length, mask_prob, pool)
     last = model.layers - 1
-    total = _below(model, length, mask_prob, pool, last)
+    total = _below(model, length, mask_prob, pool, last, window)
     total += _layer_flops(model, last, predicted + nsp, short if last else length)
     head = 2 * predicted * model.hidden * (model.hidden + model.vocab)
     pooler = 2 * model.hidden * (model.hidden + 2) if nsp else 0
@@ -36,17 +39,18 @@ def forward_flops(model: Model, length: int, mask_prob: float, nsp: bool = False
 
 
 def train_flops_per_row(
-    model: Model, length: int, mask_prob: float, nsp: bool = False, pool: int = 1, frozen: int = 0
-) -> int:
+    model: Model, length: int, mask_prob: float, nsp: bool = False, pool: int = 1, frozen: int = 0,
+    window: int | None = None,
+) -> int:  # fmt: skip
     """Floating-point operations of forward and backward over one row.
 
     The lowest `frozen` layers have a forward alone, and under post-LN the first that learns needs no gradient of the
     input of its projections.
     """
-    whole = forward_flops(model, length, mask_prob, nsp, pool)
+    whole = forward_flops(model, length, mask_prob, nsp, pool, window)
     if not frozen:
         return TRAIN_FACTOR * whole
-    above = whole - _below(model, length, mask_prob, pool, frozen)
+    above = whole - _below(model, length, mask_prob, pool, frozen, window)
     short = _short(length, mask_prob, pool)
     queries = round(mask_prob * length) + nsp if frozen == model.layers - 1 else short
     if model.norm == "pre":  # the norm before its projections learns too
@@ -60,20 +64,21 @@ def _short(length: int, mask_prob: float, pool: int) -> int:
     return length if pool == 1 else 1 + -(-(length - 1) // pool) + round(mask_prob * length)
 
 
-def _layer_flops(model: Model, depth: int, queries: int, keys: int) -> int:
-    """One layer of which `queries` positions ask `keys` others, and go on."""
+def _layer_flops(model: Model, depth: int, queries: int, keys: int, window: int | None = None) -> int:
+    """One layer of which `queries` positions ask `keys` others, and go on; by blocks, if there is a `window`."""
     inner = model.heads * model.head_size
-    products = 4 * model.hidden * inner * (keys + queries) + 4 * queries * keys * inner
+    pairs = queries * keys if window is None else 3 * window**2 * -(-queries // window)
+    products = 4 * model.hidden * inner * (keys + queries) + 4 * pairs * inner
     ffn = model.ffn_of(depth % model.stored_layers)
     if model.ffn_rank is not None:
         return products + 4 * model.ffn_rank * queries * (model.hidden + ffn)
     return products + 4 * model.hidden * queries * ffn
 
 
-def _below(model: Model, length: int, mask_prob: float, pool: int, frozen: int) -> int:
+def _below(model: Model, length: int, mask_prob: float, pool: int, frozen: int, window: int | None) -> int:
     """Forward of the lowest `frozen` layers, none of which is the last."""
     short = _short(length, mask_prob, pool)
-    return sum(_layer_flops(model, depth, short, short if depth else length) for depth in range(frozen))
+    return sum(_layer_flops(model, depth, short, short if depth else length, window) for depth in range(frozen))
 
 
 def bytes_per_rank(model: Model, zero: int, ranks: int, low_precision: bool) -> int:

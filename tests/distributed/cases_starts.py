@@ -1,4 +1,4 @@
-"""Runs that start with less of a layer, on two ranks: low-rank feed-forward matrices."""
+"""Runs that start with less of a layer, on two ranks: low-rank feed-forward matrices, attention within a window."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from growth_ds.config import Run
 from growth_ds.engine import distributed
 from growth_ds.trainer import FINISHED, STOPPED
-from tests.distributed.cases_policies import costs_rise
+from tests.distributed.cases_policies import costs_rise, resumes
 from tests.distributed.cases_runs import final, ledger, losses, train
 from tests.distributed.corpus import folder, small_run
 
@@ -28,6 +28,12 @@ def low_rank(name: str, zero: int = 2) -> Run:
     whole = {"ffn_rank": None}
     deep = {**whole, "layers": 4, "stored_layers": 4}
     return _run(name, [{"model": {"ffn_rank": 8}}, {"model": whole}, {"model": deep}], zero)
+
+
+def local(name: str, zero: int = 2) -> Run:
+    """Windows of four, then of eight, then all."""
+    deep = {"model": {"layers": 4, "stored_layers": 4}}
+    return _run(name, [{**deep, "attention_window": 4}, {**deep, "attention_window": 8}, deep], zero)
 
 
 def exports(name: str, layers: int) -> None:
@@ -82,3 +88,24 @@ def case_low_rank_exports() -> None:
 
 def case_low_rank_under_every_stage() -> None:
     the_same_under_every_stage(low_rank, "low-rank")
+
+
+def case_windows_end_exactly() -> None:
+    assert train(local("local"), "local") == FINISHED
+    growths = ledger("local", "growth")
+    assert [growth["exact"] for growth in growths] == [True, True]
+    assert all(abs(growth["loss_after"] - growth["loss_before"]) < 1e-5 for growth in growths), "of the same windows"
+    assert losses("local")[-1] < losses("local")[0] - 0.2
+    costs_rise("local")
+
+
+def case_windows_resume() -> None:
+    resumes(local, "local", stop_after=11)
+
+
+def case_windows_export() -> None:
+    exports("local", layers=4)
+
+
+def case_windows_under_every_stage() -> None:
+    the_same_under_every_stage(local, "local")

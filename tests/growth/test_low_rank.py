@@ -17,10 +17,12 @@ from growth_ds.growth.product import multiplied
 from growth_ds.growth.state import grow_state, grown_range, grown_step, grown_tensor, has_moments
 from growth_ds.model.layout import FIXED, layout, parameter_shapes
 from growth_ds.offline import export_checkpoint, grow_checkpoint, load_module
-from tests.checkpoints import TINY, write_random
+from tests.checkpoints import TINY, random_states, write_random
+from tests.deepspeed_folders import hugging_face, write_zero3
 from tests.growth.models import changed, delta, grown_bert, plan_of, random_bert, rows, small, states_of
 from tests.growth.test_function import moved
 from tests.growth.test_slices import Recording
+from tests.test_convert import assert_same, refused, run
 
 LOW = {"layers": 3, "hidden": 12, "ffn": 20, "ffn_rank": 3, "nsp": True}
 FACTORS = ("layers.1.up.second.weight", "layers.1.up.first.weight")
@@ -234,6 +236,16 @@ def test_a_checkpoint_with_a_value_that_is_not_finite_is_refused():
     plan = plan_of(old, changed(old, ffn_rank=None))
     with pytest.raises(ValueError, match=r"'layers\.1\.up\.weight': weight has values that are not finite"):
         grown_tensor(plan, "layers.1.up.weight", "weight", Recording(states))
+
+
+def test_a_deepspeed_folder_of_it_is_read_under_our_names_alone(tmp_path):
+    low = TINY.model_copy(update={"ffn_rank": 4})
+    states, theirs = random_states(low), hugging_face(TINY, random_states(TINY))
+    write_zero3(tmp_path / "ours", states)
+    run(tmp_path / "ours", tmp_path / "back", model=low)
+    assert_same(Checkpoint(tmp_path / "back"), states)
+    write_zero3(tmp_path / "theirs", theirs)
+    refused("know no low-rank layers; leave ffn_rank out", tmp_path / "theirs", tmp_path / "out", model=low)
 
 
 def test_offline_growth_and_exports_before_and_after_it_are_one_function(tmp_path):

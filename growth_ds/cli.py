@@ -127,6 +127,7 @@ def grow(
     force: Force = False,
     finish_ramp: Annotated[bool, typer.Option("--finish-ramp", help="In the middle of a ramp: grow its end.")] = False,
     sets: Annotated[list[str] | None, typer.Option("--set", help="A key of the `grow:` block: ramp=500.")] = None,
+    store: Annotated[Path | None, typer.Option(help="For moebert: text to measure units on.")] = None,
 ) -> None:
     """Grow a checkpoint: weights and, if it has them, both Adam moments."""
     from growth_ds import offline
@@ -138,7 +139,7 @@ def grow(
     policy = load_grow(recipe, overrides=sets or ())
     checkpoint = offline.find_checkpoint(source)
     target = load_model(to, checkpoint.model) if to else enlarged(checkpoint.model, policy, times or 1)
-    made = offline.grow_checkpoint(checkpoint, target, policy, out, force, finish_ramp)
+    made = offline.grow_checkpoint(checkpoint, target, policy, out, force, finish_ramp, store)
     if as_json:
         record = made.to_json() | ({"tensors": made.tensors()} if tensors else {})
         typer.echo(json.dumps(record, indent=1))
@@ -211,12 +212,14 @@ def export(
     ] = False,
     force: Force = False,
 ) -> None:
-    """Write a Hugging Face folder: config, safetensors, tokenizer."""
+    """Write a Hugging Face folder: config, safetensors, tokenizer. Of a model with experts, one with its own loader."""
     from growth_ds import offline
 
     offline.check_free(out, force)
-    offline.export_checkpoint(offline.find_checkpoint(source), out, force, finish_ramp)
-    typer.echo(f"{out}: open with transformers.AutoModelForMaskedLM.from_pretrained('{out}')")
+    checkpoint = offline.find_checkpoint(source)
+    offline.export_checkpoint(checkpoint, out, force, finish_ramp)
+    opened = f"transformers.AutoModelForMaskedLM.from_pretrained('{out}')"
+    typer.echo(f"{out}: open with {opened if checkpoint.model.experts == 1 else 'load of its expert_bert.py'}")
 
 
 @app.command("import", epilog="Example: growth-ds import bert-base-uncased/ --out checkpoints/bert-base")

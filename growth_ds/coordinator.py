@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import torch
 from growth_ds import faults
 from growth_ds.checkpoint import Checkpoint
 from growth_ds.config import Grow, Model, Run, Stage
+from growth_ds.data.batch import Batch
 from growth_ds.during import During, ModelRates
 from growth_ds.engine import distributed
 from growth_ds.engine.ds_config import resolve_precision
@@ -36,8 +37,10 @@ from growth_ds.engine.unfilled import lazy_zeros, unfilled
 from growth_ds.engine.zero import ZeroEngine
 from growth_ds.errors import GrowthFailed, UserError
 from growth_ds.growth.plan import GrowthPlan
-from growth_ds.growth.planner import make_plan
+from growth_ds.growth.planner import make_plan, splits
+from growth_ds.growth.split import Order
 from growth_ds.growth.state import Source
+from growth_ds.importance import agreed_order
 from growth_ds.model.bert import Bert
 from growth_ds.model.layout import FIXED, layout, parameter_shapes
 from growth_ds.optim.groups import parameter_groups
@@ -67,17 +70,19 @@ class Position:
     """Seconds spent in training steps, over all restarts."""
 
 
-def growth_plan(old: Model, new: Model, grow: Grow, limit: int | None = None) -> GrowthPlan:
+def growth_plan(
+    old: Model, new: Model, grow: Grow, limit: int | None = None, order: Order | None = None
+) -> GrowthPlan:  # fmt: skip
     """The plan between two of our models; `limit`: steps of the stage. Raises UserError (see `make_plan`)."""
-    return make_plan(layout, old, new, grow, FIXED, limit)
+    return make_plan(layout, old, new, grow, FIXED, limit, order)
 
 
-def _agreed_plan(old: Model, stage: Stage, grown: bool) -> GrowthPlan:
+def _agreed_plan(old: Model, stage: Stage, grown: bool, order: Order | None) -> GrowthPlan:
     """The plan into a stage. Collective: what one rank cannot resolve is raised on all, before they wait for it."""
     plan: GrowthPlan | None = None
     problem: Exception | None = None
     try:
-        plan = growth_plan(old, stage.model, stage.grow if grown else Grow(), stage.total_steps)
+        plan = growth_plan(old, stage.model, stage.grow if grown else Grow(), stage.total_steps, order)
     except Exception as error:  # any: a recipe is the user's code
         problem = error
     distributed.settle(problem)
@@ -98,6 +103,8 @@ class Coordinator:
         self.during = During()
         self.ends: dict[int, int] = {}
         self.module: Bert | None = None
+        self.batches: Callable[[int], Iterator[Batch]] = lambda length: iter(())
+        """Rows of the validation split of some length, for growths that measure the old model."""
 
     def adopt(self, run: Run, ends: dict[int, int]) -> None:
         """Go on with the same run, some of whose stages ended after other numbers of steps (stage index -> steps)."""
@@ -121,7 +128,8 @@ class Coordinator:
         source, facts = self._source(stage.model)
         grown = bool(facts) and facts["stage"] != index
         begun = isinstance(source, StartWeights)
-        plan = _agreed_plan(source.model, stage, grown or begun)
+        order = self._order(index, source, source.model) if grown or begun else None
+        plan = _agreed_plan(source.model, stage, grown or begun, order)
         mode = self._mode(index, position, plan, source.model)
         if grown:
             faults.point("growth.begin")
@@ -166,6 +174,13 @@ class Coordinator:
         self.saver.saved = (current.facts["step"], current.facts["stage"])
         self.saver.published = current.facts["step"]
         return current, current.facts
+
+    def _order(self, index: int, source: Source, old: Model) -> Order | None:
+        """The units of layers that the growth splits, as the old model's validation rows rank them. Collective."""
+        stage = self.run.stages[index]
+        if not splits(old, stage.model, stage.grow):
+            return None
+        return agreed_order(source, old, lambda: self.batches(self.run.stages[max(index - 1, 0)].length))
 
     def _mode(self, index: int, position: Position, plan: GrowthPlan, old: Model) -> str:
         """How the state is moved. Weights may come from rank 0, ramp and multipliers come from each rank's own plan:

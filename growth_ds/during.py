@@ -48,7 +48,8 @@ class During:
 
     def after(self, plan: GrowthPlan, step: int) -> During:
         """What holds after a growth at `step`."""
-        return During(plan.ramp, step, next_rates(plan.grow.lr, plan.maps, self.rates))
+        kept = {axis: rates for axis, rates in self.rates.items() if not (plan.splits and axis == "ffn")}
+        return During(plan.ramp, step, next_rates(plan.grow.lr, plan.maps, kept))
 
     def progress(self, step: int) -> float | None:
         """Progress of the ramp in [0, 1) when `step` optimizer steps are done; None without one or after its end."""

@@ -67,13 +67,14 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     """The same for a person."""
     model, ramp = record["model"], record["ramp"]
     shared = "" if model["stored_layers"] == model["layers"] else f" ({model['stored_layers']} stored)"
+    experts = "" if model["experts"] == 1 else f"{model['experts']} experts of "
     kind = "".join(f", {word}" for word, there in (("pre-LN", model["norm"] == "pre"), ("nsp", model["nsp"])) if there)
     rows = [
         ("format", record["format"]),
         ("run", record["name"]),
         ("model", f"{model['layers']} layers{shared} of {model['hidden']}, {model['heads']} heads of "
-                  f"{model['head_size']}, ffn {model['ffn']}, {model['vocab_size']} pieces, {model['positions']} "
-                  f"positions{kind}"),
+                  f"{model['head_size']}, {experts}ffn {model['ffn']}, {model['vocab_size']} pieces, "
+                  f"{model['positions']} positions{kind}"),
         ("parameters", f"{record['parameters']:,} in {record['tensors']} tensors"),
         ("state", "weights and both moments" if record["moments"] else "weights, no moments"),
         ("step", record["step"]),

@@ -7,7 +7,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,11 +20,16 @@ from growth_ds.engine.state import TensorState
 from growth_ds.errors import UserError
 from growth_ds.files import put_back
 from growth_ds.growth.plan import GrowthPlan
+from growth_ds.growth.split import Order
 from growth_ds.growth.state import grow_state
 from growth_ds.model.bert import Bert, check_rows
 from growth_ds.model.layout import parameter_shapes
 from growth_ds.ops.growth_gather import gather
 from growth_ds.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from growth_ds.data.text import Text
+    from growth_ds.evaluate.mlm import Validation
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
@@ -70,9 +75,13 @@ def write_checkpoint(
 
 
 def grow_checkpoint(
-    source: Checkpoint, target: Model, grow: Grow, out: Path, force: bool, finish_ramp: bool = False
-) -> GrowthPlan:
-    """Write the grown checkpoint. Raises UserError for a growth that cannot be, before anything is written."""
+    source: Checkpoint, target: Model, grow: Grow, out: Path, force: bool, finish_ramp: bool = False,
+    store: Path | None = None,
+) -> GrowthPlan:  # fmt: skip
+    """Write the grown checkpoint. Raises UserError for a growth that cannot be, before anything is written.
+
+    `store`: text for recipes that measure the old model on its validation split.
+    """
     during, step = During.of(source.facts), int(source.facts.get("step", 0))
     if during.progress(step) is not None and not finish_ramp:
         raise UserError(
@@ -81,6 +90,8 @@ def grow_checkpoint(
         )
     check_rows(target)
     plan = growth_plan(source.model, target, grow)
+    if plan.splits:
+        plan = growth_plan(source.model, target, grow, order=_order(source, store))
     facts = {**source.facts, "grown": [*source.facts.get("grown", []), plan.to_json()]}
     for key in ("probe", "ramp", "lr"):
         facts.pop(key, None)
@@ -102,6 +113,16 @@ def grow_checkpoint(
         force=force,
     )
     return plan
+
+
+def _order(source: Checkpoint, store: Path | None) -> Order:
+    """The units of its feed-forward layers by their importance on a store. Raises UserError."""
+    from growth_ds.importance import order_of
+
+    if store is None:
+        raise UserError("grow: moebert measures the units on text; give --store with a store, or use upcycle")
+    validation, _ = _validation(source, store, None, tokens=1 << 16)
+    return dict(enumerate(order_of(source, source.model, validation.batches(validation.length))))
 
 
 def import_checkpoint(folder: Path, out: Path, force: bool) -> Model:
@@ -138,11 +159,14 @@ def tokenizer_only(folder: Path, near: Path) -> Path:
 
 
 def export_checkpoint(source: Checkpoint, out: Path, force: bool, finish_ramp: bool = False) -> None:
-    """A checkpoint as a folder that transformers opens. Raises UserError for a shape it cannot hold.
+    """A checkpoint as a folder that transformers opens, one with experts as a folder that brings its own loader.
+
+    Raises UserError for a shape that transformers cannot hold.
 
     In the middle of a ramp the plain model is another function than the one that was trained: `finish_ramp` exports it
     all the same.
     """
+    from growth_ds.interop.expert_folder import write_experts
     from growth_ds.interop.huggingface import write_huggingface
 
     progress = During.of(source.facts).progress(int(source.facts.get("step", 0)))
@@ -151,7 +175,8 @@ def export_checkpoint(source: Checkpoint, out: Path, force: bool, finish_ramp: b
             f"{source.path}: is in the middle of a growth's ramp (progress {progress:g}), which a plain BERT cannot "
             "hold; train to its end, or give --finish-ramp to export what it will end in"
         )
-    write_huggingface(source.model, lambda name: source.tensor("weight", name), out, source.tokenizer, force)
+    write = write_huggingface if source.model.experts == 1 else write_experts
+    write(source.model, lambda name: source.tensor("weight", name), out, source.tokenizer, force)
 
 
 def load_module(source: Checkpoint, progress: float | None = None) -> Bert:
@@ -227,8 +252,20 @@ def evaluate_store(
     source: Checkpoint, store: Path, length: int | None, tokens: int, progress: float | None = None
 ) -> dict[str, Any]:
     """MLM loss and accuracy on a store's validation split, masks fixed; its unigram entropy. Raises UserError."""
+    from growth_ds.evaluate.mlm import PlainEvaluator, unigram_entropy
+
+    validation, text = _validation(source, store, length, tokens)
+    length = validation.length
+    measured = validation.measure(PlainEvaluator(load_module(source, progress)))
+    rows = validation.rows(length)
+    entropy = unigram_entropy(text.validation_counts())
+    return {**measured, "unigram_entropy": entropy, "rows": rows, "length": length, "step": source.facts.get("step", 0)}
+
+
+def _validation(source: Checkpoint, store: Path, length: int | None, tokens: int) -> tuple[Validation, Text]:
+    """(Validation, Text) of a store that a checkpoint can read, in rows of `length`. Raises UserError."""
     from growth_ds.data.text import Text
-    from growth_ds.evaluate.mlm import PlainEvaluator, Validation, unigram_entropy
+    from growth_ds.evaluate.mlm import Validation
 
     length = length or min(128, source.model.positions)
     if not 3 < length <= source.model.positions:
@@ -239,8 +276,4 @@ def evaluate_store(
             f"{store}: its vocabulary of {text.tokenizer.vocab_size} exceeds the model's {source.model.vocab}; "
             "prepare the text with the model's own tokenizer"
         )
-    validation = Validation(text, length, tokens)
-    measured = validation.measure(PlainEvaluator(load_module(source, progress)))
-    rows = validation.rows(length)
-    entropy = unigram_entropy(text.validation_counts())
-    return {**measured, "unigram_entropy": entropy, "rows": rows, "length": length, "step": source.facts.get("step", 0)}
+    return Validation(text, length, tokens), text

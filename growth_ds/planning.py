@@ -13,7 +13,7 @@ from growth_ds.errors import UserError
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.planner import make_plan
 from growth_ds.growth.recipe import WIDTHS
-from growth_ds.growth.recipes import RECIPES, find_recipe
+from growth_ds.growth.recipes import MEASURED, RECIPES, find_recipe
 from growth_ds.model import cost
 from growth_ds.model.bert import check_rows
 from growth_ds.model.layout import FIXED, layout
@@ -208,7 +208,7 @@ def enlarged(model: Model, grow: Grow, times: int) -> Model:
 
 def recipe_records() -> list[dict[str, Any]]:
     """What `growth-ds recipes --json` prints."""
-    return [recipe.record() for recipe in RECIPES.values()]
+    return [recipe.record() for recipe in (RECIPES | MEASURED).values()]
 
 
 def print_recipes() -> None:
@@ -217,7 +217,7 @@ def print_recipes() -> None:
     from rich.table import Table
 
     table = Table("recipe", "what it does", "exact", "ramp", "paper", show_lines=True)
-    for recipe in RECIPES.values():
+    for recipe in (RECIPES | MEASURED).values():
         exact = "\n".join(f"{key}: {recipe.exact.get(key, 'never')}" for key in recipe.axes)
         table.add_row(recipe.name, recipe.summary, exact, str(recipe.ramp or ""), recipe.paper)
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -50,6 +50,7 @@ SIZES = {  # config key -> (old, new): an even growth first, then an uneven one,
     "layers": ((2, 4), (2, 3), (3, 5)), "stored_layers": ((2, 4), (2, 3), (1, 3)), "hidden": ((12, 24), (12, 17)),
     "heads": ((3, 6), (3, 5)), "ffn": ((10, 20), (10, 17)), "positions": ((9, 18), (9, 14)),
     "segments": ((2, 4), (2, 3)), "vocab_size": ((23, 46), (23, 29)), "nsp": ((0, 1),),
+    "experts": ((1, 4), (1, 3)),
 }  # fmt: skip
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 RAMP_AXIS = {"norm": "hidden", "head.norm": "hidden", "hidden": "hidden", "ffn": "ffn", "head": "head", "gate": "layer"}
@@ -265,8 +266,8 @@ def _gradient(each: _Try) -> bool:
     """Autograd of the grown model is the mapped gradient, where there is a law: exact, copies and shares alone."""
     plan, start = each.plan, each.start()
     plain = all(isinstance(axis_map, AxisMap) and axis_map.is_plain for axis_map in plan.maps.values())
-    lawless = plan.overrides or plan.added or {"stored_layer", "vocab"} & set(plan.maps) or "gate" in (start or ())
-    if not plan.exact or not plain or lawless:
+    lawless = plan.overrides or plan.added or {"stored_layer", "vocab", "expert"} & set(plan.maps)
+    if not plan.exact or not plain or lawless or "gate" in (start or ()):
         return False
     old = each.gradients(each.before, each.old, None)
     for name, actual in each.gradients(each.after, each.new, start).items():

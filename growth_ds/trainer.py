@@ -82,6 +82,7 @@ class Trainer:
         self.coordinator = Coordinator(
             run, folder, self.validation.probe, text.tokenizer_folder, self.progress.say, self._asked
         )
+        self.coordinator.batches = self.validation.batches
         self.lock = FolderLock(folder.path, say=self.progress.say, stop=self._asked)
         self.position = Position()
         self.unended: int | None = None

@@ -39,6 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "planning": BASE | {"growth", "model", "paths", "start"},
     "policy": BASE | {"model", "planning"},
     "correlation": PARTS | {"data"},
+    "importance": PARTS | {"data"},
     "judge": PARTS | {"policy", "correlation", "evaluate"},
     "checkpoint": PARTS,
     "run_folder": BASE | {"checkpoint", "start"},
@@ -46,7 +47,8 @@ ROOMS: dict[str, set[str]] = {
     "during": BASE | {"growth", "model"},
     "saving": PARTS | {"checkpoint", "run_folder"},
     "reshard": PARTS | {"checkpoint"},
-    "coordinator": PARTS | {"checkpoint", "during", "paths", "reshard", "run_folder", "saving", "start"},
+    "coordinator": PARTS
+    | {"data", "importance", "checkpoint", "during", "paths", "reshard", "run_folder", "saving", "start"},
     "opening": PARTS | {"data", "planning", "run_folder", "start"},
     "evaluate": PARTS | {"data"},
     "interop": PARTS | {"checkpoint", "data"},

@@ -7,7 +7,7 @@ by which recipe and with which policy. `config_file.py` reads YAML into these cl
 
 from growth_ds.config.base import Frozen, whole
 from growth_ds.config.grow import Grow, Sources
-from growth_ds.config.model import AXES, DEFAULT_VOCAB_SIZE, FACTORS, FFN_RANK, THIN, Model, inherit_model
+from growth_ds.config.model import AXES, DEFAULT_VOCAB_SIZE, EXPERT, FACTORS, FFN_RANK, THIN, Model, inherit_model
 from growth_ds.config.run import (
     OWNED_BY_US,
     Checkpoint,
@@ -25,6 +25,7 @@ from growth_ds.config.until import Until
 __all__ = [
     "AXES",
     "DEFAULT_VOCAB_SIZE",
+    "EXPERT",
     "FACTORS",
     "FFN_RANK",
     "OWNED_BY_US",

@@ -44,6 +44,7 @@ class Grow(Frozen):
     positions: AxisRecipe = None
     segments: AxisRecipe = None
     vocab_size: AxisRecipe = None
+    experts: AxisRecipe = None
     require_exact: bool = False
     """Refuse a growth that changes the function of the model."""
 
@@ -55,6 +56,8 @@ class Grow(Frozen):
     """Noise on the feed-forward matrices where `ffn_rank` ends: its RMS over the RMS of the product; 0 is exact."""
     block: int | None = Field(default=None, gt=0)
     """Layers of one block, for `gradual` and `midas`; all new layers are one block unless given."""
+    shared_units: int | None = Field(default=None, ge=0)
+    """For `moebert`: the most important FFN units, which every expert gets; two thirds of an expert unless given."""
     ramp: int | None = Field(default=None, ge=0)
     """Steps over which LayerNorm weights, masks and gates go from the old model to the plain new one; 0: no ramp."""
 
@@ -77,7 +80,7 @@ class Grow(Frozen):
     """The rate of tensors that read copied units: unchanged, times the share of each copy (the law for Adam), or times
     the mean share of the tensor (what an optimizer without our vectors can do)."""
 
-    _whole = field_validator("block", "ramp", "rewind", "rewarm", mode="before")(whole)
+    _whole = field_validator("block", "shared_units", "ramp", "rewind", "rewarm", mode="before")(whole)
 
     def recipe_for(self, key: str) -> str | Sources:
         """Recipe of the axis with config key `key`, or its units written out."""

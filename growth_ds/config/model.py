@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from growth_ds.config.base import Frozen, whole
 
+EXPERT = "expert"
+"""The axis of the experts that a feed-forward layer is made of; models with one have no such axis."""
+
 AXES = {
     "layers": "layer",
     "hidden": "hidden",
@@ -18,6 +21,7 @@ AXES = {
     "segments": "segment",
     "vocab_size": "vocab",
     "stored_layers": "stored_layer",
+    "experts": EXPERT,
 }
 """Config key (plural, as in `model:` and `grow:`) -> name of the axis (singular, as in layouts, plans and ledgers)."""
 
@@ -47,6 +51,10 @@ class Model(Frozen):
     """With `thin_ffn`: layers 0, thin_every, 2 thin_every, ... are thin."""
     ffn_rank: int | None = Field(default=None, gt=0)
     """Each feed-forward matrix is the product of two with so many units between, smaller than it; else one."""
+    experts: int = Field(default=1, gt=0)
+    """Feed-forward parts of every layer, of `ffn` units each, of which a position goes through one. 1: a plain BERT."""
+    routing_seed: int = Field(default=0, ge=0)
+    """With experts: of the table token id -> expert (`growth_ds.model.experts.routing_table`)."""
     head_size: int = Field(gt=0)
     """Units of one attention head; hidden / heads unless given, and kept by a growth."""
     stored_layers: int = Field(gt=0)
@@ -109,6 +117,13 @@ class Model(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _expert_layers(self) -> Model:
+        if self.experts > 1 and (self.shares_layers or self.thin_ffn is not None or self.ffn_rank is not None):
+            key = "stored_layers" if self.shares_layers else "thin_ffn" if self.thin_ffn is not None else "ffn_rank"
+            raise ValueError(f"experts {self.experts} need layers that are alike and share nothing; leave out {key}")
+        return self
+
     def ffn_of(self, layer: int) -> int:
         """Units of the feed-forward layer in stored layer `layer`."""
         return self.ffn if self.thin_ffn is None or layer % self.thin_every else self.thin_ffn
@@ -132,6 +147,8 @@ class Model(Frozen):
     def sizes(self) -> dict[str, int]:
         """Axis name -> units."""
         sizes = {axis: self.vocab if key == "vocab_size" else getattr(self, key) for key, axis in AXES.items()}
+        if self.experts == 1:
+            del sizes[EXPERT]  # digests of growths from before there were experts stay what they were
         sizes |= {} if self.thin_ffn is None else {THIN: self.thin_ffn}
         return sizes if self.ffn_rank is None else {**sizes, FFN_RANK: self.ffn_rank}
 

@@ -114,6 +114,9 @@ OWNED_BY_US = {
 REFUSED = {
     "progressive_layer_drop": "drops layers inside DeepSpeed's own BERT only; give stages[].path_layers",
     "curriculum_learning": "hands a length to a model that cuts its own rows; give stages[].length",
+    "expert_parallel": "makes layers of DeepSpeed's own experts, which growth cannot read; give stages[].model.experts",
+    "moe": "is DeepSpeed's own mixture of experts, which growth cannot read; give stages[].model.experts",
+    "use_data_before_expert_parallelism": "is of DeepSpeed's own experts; give stages[].model.experts",
     "data_efficiency": "replaces layers by DeepSpeed's random-LTD ones, which growth cannot read; give stages[].length",
 }
 """Keys of a DeepSpeed JSON that do nothing, or harm, with our model: why, and what does it here."""
@@ -212,6 +215,12 @@ class Run(Frozen):
             raise ValueError(f"data.objective is mlm+nsp but stages.{len(self.stages) - 1}.model.nsp is false")
         return self
 
+    @model_validator(mode="after")
+    def _compiled_experts(self) -> Run:
+        if self.engine.compile and any(stage.model.experts > 1 for stage in self.stages):
+            raise ValueError("engine.compile: the shapes in layers with experts follow the tokens; leave it out")
+        return self
+
     @property
     def total_steps(self) -> int:
         """Optimizer steps of all stages."""
@@ -251,6 +260,11 @@ class Run(Frozen):
                 del stage["model"]["ffn_rank"]
             if stage["grow"]["rank_noise"] == 0.0:
                 del stage["grow"]["rank_noise"]
+            if stage["model"]["experts"] == 1:
+                del stage["model"]["experts"], stage["model"]["routing_seed"]
+            for key in ("experts", "shared_units"):
+                if stage["grow"][key] is None:
+                    del stage["grow"][key]
         for stage in dumped["stages"]:  # a recipe file is what it holds, not where it lies: `path@digest`
             grow = stage["grow"]
             stage["grow"] = {k: v.rpartition("/")[2] if _is_file(v) else v for k, v in grow.items()}

@@ -121,6 +121,8 @@ class Stage(Frozen):
             raise ValueError(f"{' and '.join(chosen)}: one of them says which layers run; give one")
         if chosen and (self.model.shares_layers or self.model.thin_ffn is not None):
             raise ValueError(f"{chosen[0]} needs layers that are alike and share nothing")
+        if self.model.experts > 1 and (chosen or self.pool > 1):
+            raise ValueError(f"{(*chosen, 'pool')[0]} does not go with model.experts; leave one of them out")
         if self.path_layers is not None and self.path_layers > layers:
             raise ValueError(f"path_layers {self.path_layers} exceeds model.layers {layers}")
         if self.frozen_layers >= layers:

@@ -18,6 +18,7 @@ KIND = {
     "position": "lookup",
     "segment": "lookup",
     "vocab": "lookup",
+    "expert": "lookup",
 }
 """How copies of a unit meet: *parallel* ones are summed by a reader, so their shares sum to 1; *series* ones run one
 after another, and *lookup* ones are selected, so there a copy is a copy and nothing is divided. Axes that are not

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from growth_ds.axes import parse
+from growth_ds.config import EXPERT
 from growth_ds.growth.axis_map import AxisMap
 from growth_ds.growth.dense import DenseMap
 from growth_ds.growth.plan import GrowthPlan
@@ -76,7 +77,7 @@ def old_values(plan: GrowthPlan, name: str, kind: str, source: Source, span: Spa
     if layer is None:
         return x
     if kind != "weight":
-        x = _layer_moment(plan, layer, kind, x)
+        x = _routed_moment(plan, pattern, _layer_moment(plan, layer, kind, x))
     rule = _rule(plan, pattern, layer)
     if rule in ("0", "1") and kind != "exp_avg_sq":
         x = torch.full_like(x, float(rule) if kind == "weight" else 0.0)
@@ -99,7 +100,8 @@ def values_above(plan: GrowthPlan, name: str, kind: str, source: Source) -> Tens
     if layer is None:
         raise ValueError(f"'{pattern}' is in no layer, and axis {donors[0]} takes units of the next one")
     higher = min(plan.source_layer(layer) + 1, plan.old["stored_layer"] - 1)
-    return _read(plan, name, pattern.replace("{layer}", str(higher)), kind, source, None)
+    x = _read(plan, name, pattern.replace("{layer}", str(higher)), kind, source, None)
+    return x if kind == "weight" else _routed_moment(plan, pattern, x)
 
 
 def refuse_unless_finite(name: str, kind: str, x: Tensor) -> None:
@@ -141,6 +143,19 @@ def _layer_moment(plan: GrowthPlan, layer: int, kind: str, x: Tensor) -> Tensor:
         elif policy == "reset":
             x = torch.zeros_like(x)
     return x
+
+
+def _routed_moment(plan: GrowthPlan, pattern: str, x: Tensor) -> Tensor:
+    """A moment of a feed-forward layer that becomes several experts.
+
+    The gradients of the copies add up to the layer's, each has the part of its own tokens, 1 / experts of them. So it
+    has that part of the mean, and of the mean square as of a shared layer's: where the parts agree little the square is
+    right, where they agree it is too large, and steps are too short, never too long.
+    """
+    each = plan.maps.get(EXPERT)
+    if each is None or plan.grow.moments == "copy" or EXPERT not in parse(plan.layout[pattern]).names:
+        return x
+    return x / each.new
 
 
 def _mixed(plan: GrowthPlan, name: str, each: DenseMap, kind: str, source: Source, span: Span | None) -> Tensor:

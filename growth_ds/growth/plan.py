@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from growth_ds.axes import Layout, expand, parse
-from growth_ds.config import FFN_RANK, THIN, Grow, Model
+from growth_ds.config import EXPERT, FFN_RANK, THIN, Grow, Model
 from growth_ds.growth import verdict
 from growth_ds.growth.axis_map import KIND, AxisMap
 from growth_ds.growth.dense import DenseMap
@@ -20,6 +20,7 @@ from growth_ds.growth.layers import BODY_OUT, Overrides
 from growth_ds.growth.product import Factors
 from growth_ds.growth.ramp import Ramp
 from growth_ds.growth.rates import next_rates, worst_of_mean
+from growth_ds.growth.split import MOEBERT, Order, dealt, shared_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,8 @@ class GrowthPlan:
     """The growths that a composition is made of."""
     products: Mapping[str, Factors] = field(default_factory=dict)
     """Parameters (names in the layout) -> the two old ones that they are the product of (`product.py`)."""
+    order: Order = field(default_factory=dict)
+    """For layers that are split into experts: their units by importance. Empty until it is measured."""
 
     @property
     def is_identity(self) -> bool:
@@ -90,6 +93,18 @@ class GrowthPlan:
         """Whether the grown model computes the same function, up to rounding."""
         return not self.inexact
 
+    @property
+    def splits(self) -> bool:
+        """Whether feed-forward layers are split into experts."""
+        return self.recipes.get(EXPERT) == MOEBERT
+
+    @cached_property
+    def units(self) -> dict[int, torch.Tensor]:
+        """Stored layer -> (experts, size) int64: the old FFN units of each expert. KeyError before it is measured."""
+        size = self.new["ffn"]
+        sizes = (self.new[EXPERT], size, shared_of(size, self.grow.shared_units))
+        return {layer: dealt(self.order[layer], *sizes) for layer in range(self.new["stored_layer"])}
+
     @cached_property
     def parameters(self) -> dict[str, tuple[str, int | None]]:
         """Every parameter of the grown model -> (its name in the layout, its stored layer or None)."""
@@ -119,7 +134,10 @@ class GrowthPlan:
         """
         if later.old != self.new:
             raise ValueError(f"cannot compose: this plan ends with {self.new}, the next starts with {later.old}")
-        if any(each.overrides or each.ramp or each.added or each.thin or each.products for each in (self, later)):
+        if any(
+            each.overrides or each.ramp or each.added or each.thin or each.products or each.splits
+            for each in (self, later)
+        ):
             raise ValueError("cannot compose: one of the plans has a ramp, new parameters or values for single layers")
         maps, names = dict(self.maps), dict(self.recipes)
         for axis, each in later.maps.items():
@@ -208,6 +226,8 @@ class GrowthPlan:
         if self.products:  # left out where there is none, as in the digests of before it was there
             resolved["products"] = {name: list(factors) for name, factors in sorted(self.products.items())}
             resolved["rank_noise"] = self.grow.rank_noise
+        if self.splits:
+            resolved["units"] = {str(layer): each.tolist() for layer, each in self.units.items()} if self.order else {}
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -223,6 +243,7 @@ class GrowthPlan:
             "models": [model.model_dump(mode="json") for model in self.models],
             "parts": [part.to_json() for part in self.parts],
             "ramp_steps": self.ramp.steps if self.ramp else 0,
+            **({"order": {str(layer): list(units) for layer, units in self.order.items()}} if self.order else {}),
             "lr": [] if self.grow.lr == "keep" else self.rates(),
             "digest": self.digest(),
         }

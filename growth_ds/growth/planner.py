@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from growth_ds.axes import Layout
-from growth_ds.config import AXES, FFN_RANK, THIN, Grow, Model
+from growth_ds.config import AXES, EXPERT, FFN_RANK, THIN, Grow, Model
 from growth_ds.errors import UserError
 from growth_ds.growth.answer import check_answer, written_out
 from growth_ds.growth.axis_map import KIND, AxisMap
@@ -15,6 +15,7 @@ from growth_ds.growth.product import products
 from growth_ds.growth.ramp import Ramp, norm_weights
 from growth_ds.growth.recipe import Ask, Grown, Recipe
 from growth_ds.growth.recipes import find_recipe, that_grow
+from growth_ds.growth.split import MOEBERT, Order
 
 FIXED_KEYS = ("norm", "activation")
 """Keys of a model that are not sizes and that no growth may change: they alter the function itself."""
@@ -22,21 +23,25 @@ Rows = Callable[[Model], Layout]
 
 
 def make_plan(
-    rows: Rows, old: Model, new: Model, grow: Grow, fixed: Mapping[str, int], limit: int | None = None
-) -> GrowthPlan:
+    rows: Rows, old: Model, new: Model, grow: Grow, fixed: Mapping[str, int], limit: int | None = None,
+    order: Order | None = None,
+) -> GrowthPlan:  # fmt: skip
     """Resolve the growth between two models.
 
     `rows` gives the layout of a model, `fixed` the sizes of the axes that every model has (query/key/value and so on),
-    `limit` the steps of the stage, in which a ramp must end. Raises UserError: an axis that shrinks or cannot grow, a
+    `limit` the steps of the stage, in which a ramp must end, `order` the units of layers that are split, where they are
+    measured. Raises UserError: an axis that shrinks or cannot grow, a
     recipe that is not there or cannot do these sizes, a key that no growth may change, `require_exact` unmet.
     """
     found = _found(grow)
     _check_keys(old, new)
     before, after = {**old.sizes(), **fixed}, {**new.sizes(), **fixed}
+    if EXPERT in after:
+        before.setdefault(EXPERT, 1)
     grown: dict[str, Grown] = {}
     names: dict[str, str] = {}
     steps = grow.ramp or 0
-    for key, axis in _growing(old, new, before, after):
+    for key, axis in _growing(old, new, before, after, splits(old, new, grow)):
         named = grow.recipe_for(key)
         ask = Ask(key, before[axis], after[axis], old, new, grow)
         recipe, grown[axis] = _apply(rows, found, named, ask)
@@ -46,12 +51,14 @@ def make_plan(
     thin, recipe_name = _thin(rows, found, old, new, grow)
     if thin:
         names[THIN] = recipe_name
+    if splits(old, new, grow):
+        names["ffn"] = MOEBERT
     made = products(rows(old), rows(new))
     plan = GrowthPlan(
         rows(new), before, after, {axis: each.map for axis, each in grown.items()}, names, grow,
         _overrides(grown),
         _ramp(grow, grown, steps, limit), thin, frozenset(set(rows(new)) - set(rows(old)) - set(made)), (old, new),
-        products=made,
+        products=made, order=order or {},
     )  # fmt: skip
     if new.thin_ffn is not None and plan.ramp and "ffn" in plan.ramp.start:
         raise UserError("grow.ffn: masks do not fit thin FFN layers; end them first (thin_ffn: null), or use tile")
@@ -62,6 +69,11 @@ def make_plan(
         axis, reason = next(iter(plan.inexact.items()))
         raise UserError(f"grow.require_exact: axis {axis}: {reason}; change the size, or drop require_exact")
     return plan
+
+
+def splits(old: Model, new: Model, grow: Grow) -> bool:
+    """Whether the growth splits feed-forward layers into experts, for which their units' importance is measured."""
+    return old.experts == 1 < new.experts and grow.recipe_for("experts") == MOEBERT
 
 
 def _check_rates(plan: GrowthPlan) -> None:
@@ -96,14 +108,22 @@ def _check_keys(old: Model, new: Model) -> None:
         )
     if old.nsp and not new.nsp:
         raise UserError("model.nsp: a growth cannot take the next-sentence head away; keep nsp: true")
+    if old.experts > 1 and (old.experts, old.routing_seed) != (new.experts, new.routing_seed):
+        key = "experts" if old.experts != new.experts else "routing_seed"
+        was, wanted = getattr(old, key), getattr(new, key)
+        raise UserError(f"model.{key}: cannot change from {was} to {wanted} once there are experts; keep {was}")
     if old.norm_eps != new.norm_eps and old.norm != "pre":
         raise UserError(f"model.norm_eps: a growth cannot change it from {old.norm_eps:g} to {new.norm_eps:g}; keep it")
 
 
-def _growing(old: Model, new: Model, before: Mapping[str, int], after: Mapping[str, int]) -> list[tuple[str, str]]:
+def _growing(
+    old: Model, new: Model, before: Mapping[str, int], after: Mapping[str, int], is_split: bool
+) -> list[tuple[str, str]]:
     """(config key, axis) of every axis that gets longer. Raises UserError for one that may not."""
     found = []
     for key, axis in AXES.items():
+        if axis not in after or (is_split and key == "ffn"):
+            continue
         if after[axis] < before[axis]:
             raise UserError(
                 f"model.{key}: cannot shrink from {before[axis]} to {after[axis]}; a growth only adds units"
@@ -215,7 +235,9 @@ def plan_from_json(rows: Rows, record: Mapping[str, Any], fixed: Mapping[str, in
                 plan = plan.then(plan_from_json(rows, part, fixed))
         else:
             old, new = (Model.model_validate(model) for model in record["models"])
-            plan = make_plan(rows, old, new, Grow.model_validate(record["grow"]), fixed, record["ramp_steps"] or None)
+            order = {int(layer): units for layer, units in record.get("order", {}).items()}
+            grow, limit = Grow.model_validate(record["grow"]), record["ramp_steps"] or None
+            plan = make_plan(rows, old, new, grow, fixed, limit, order)
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise ValueError(
             f"plan {str(record.get('digest'))[:12]} has recipes that cannot be resolved: {error}"

@@ -22,6 +22,7 @@ from growth_ds.growth.dense import DenseMap
 from growth_ds.growth.elements import DRAW
 from growth_ds.growth.origin import Source, old_values, origin_of, refuse_unless_finite, values_above
 from growth_ds.growth.plan import GrowthPlan
+from growth_ds.growth.split import split_tensor
 
 __all__ = [
     "Read", "Source", "State", "context_of", "grow_state", "grown_range", "grown_step", "grown_tensor", "has_moments",
@@ -98,6 +99,8 @@ def grown_tensor(plan: GrowthPlan, name: str, kind: str, source: Source, gather:
     if pattern in plan.added:
         shape = torch.Size(parse(row).shape(plan.new))
         return _initial(plan, name, kind, context, source, 0, shape.numel()).reshape(shape)
+    if _is_split(plan, row):
+        return split_tensor(old_values(plan, name, kind, source), row, plan.units[layer or 0])
     old, maps = _tables(plan, pattern, layer, kind)
     x = old_values(plan, name, kind, source)
     return grow(x, row, old, maps, kind, context, values_above(plan, name, kind, source), gather)
@@ -117,6 +120,8 @@ def grown_range(
     check_range(begin, end, torch.Size(parse(row).shape(plan.new)).numel())
     if pattern in plan.added:
         return _initial(plan, name, kind, context, source, begin, end)
+    if _is_split(plan, row):
+        return grown_tensor(plan, name, kind, source).reshape(-1)[begin:end].clone()
     old, maps = _tables(plan, pattern, layer, kind)
     if is_still(row, old, maps, kind, context):
         return old_values(plan, name, kind, source, (begin, end))
@@ -201,6 +206,11 @@ def _tables(plan: GrowthPlan, pattern: str, layer: int | None, kind: str) -> tup
     if kind != "weight" and plan.grow.moments == "copy":
         maps = {axis: replace(each, raw=True) if isinstance(each, AxisMap) else each for axis, each in maps.items()}
     return old, maps
+
+
+def _is_split(plan: GrowthPlan, row: str) -> bool:
+    """Whether the tensor is made of the units that an expert gets."""
+    return plan.splits and "ffn" in parse(row).names
 
 
 def _stays(plan: GrowthPlan) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from growth_ds.axes import parse
-from growth_ds.config import FFN_RANK, THIN
+from growth_ds.config import EXPERT, FFN_RANK, THIN
 from growth_ds.growth.axis_map import KIND, AxisMap
 from growth_ds.growth.layers import INNER, OUTER, body_out
 
@@ -28,6 +28,8 @@ def inexact(plan: GrowthPlan) -> dict[str, str]:
         reason = {"series": _nothing, "lookup": _lookup, "parallel": _parallel}[KIND[axis]](plan, axis, each)
         if reason:
             reasons[axis] = reason
+    if plan.splits and plan.new["ffn"] < plan.old["ffn"]:
+        reasons[EXPERT] = reasons["ffn"] = "an expert has a part of the layer's units alone; exact: upcycle"
     for each in list(plan.thin.values())[:1]:
         reason = _parallel(plan, "ffn", each)
         if reason:

@@ -211,6 +211,8 @@ def write_huggingface(
     out = Path(out).resolve()
     if model.ffn_rank is not None:
         read, model = whole(parameter_shapes(model), read), model.model_copy(update={"ffn_rank": None})
+    if model.experts > 1:
+        raise UserError(f"{out}: transformers holds no BERT with experts; growth-ds export writes a folder of its own")
     if model.thin_ffn is not None:
         raise UserError(f"{out}: transformers holds no model with thin_ffn layers; export after they have grown")
     if model.heads * model.head_size != model.hidden:
@@ -218,12 +220,23 @@ def write_huggingface(
             f"{out}: transformers holds no model with heads {model.heads} x head_size {model.head_size} != hidden "
             f"{model.hidden}; export before one of them grows alone, or grow the other until hidden is the product"
         )
+    write_whole(out, force, lambda folder: _write_files(model, read, folder, tokenizer))
+
+
+def write_whole(out: Path, force: bool, fill: Callable[[Path], None]) -> None:
+    """Have `fill` write the files of an exported model into a folder that appears at `out` whole or not at all.
+
+    Raises UserError for an existing `out` unless `force`; then only an earlier export (or an empty folder) is replaced.
+    """
+    out = out.resolve()
     _check_free(out, force)
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        _write_files(model, read, temporary, tokenizer)
+        fill(temporary)
+        for path in temporary.iterdir():
+            sync(path)
         replace_folder(temporary, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}); give a folder that can") from None
@@ -243,10 +256,7 @@ def _check_free(out: Path, force: bool) -> None:
 def _write_files(model: Model, read: Callable[[str], Tensor], folder: Path, tokenizer: Path | None) -> None:
     from safetensors.torch import save_file
 
-    for name in TOKENIZER_FILES:
-        if tokenizer is not None and (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, folder / name)
-    _limit_tokenizer(folder / "tokenizer_config.json", model.positions)
+    copy_tokenizer(tokenizer, folder, model.positions)
     config = {
         "architectures": [names.CLASS_PREFIX[model.norm] + ("ForPreTraining" if model.nsp else "ForMaskedLM")],
         "model_type": names.MODEL_TYPE[model.norm],
@@ -257,8 +267,6 @@ def _write_files(model: Model, read: Callable[[str], Tensor], folder: Path, toke
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(_their_tensors(model, read), folder / "model.safetensors", metadata={"format": "pt"})
-    for path in folder.iterdir():
-        sync(path)
 
 
 def _their_tensors(model: Model, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
@@ -276,6 +284,14 @@ def _their_tensors(model: Model, read: Callable[[str], Tensor]) -> dict[str, Ten
             for key, part in zip(keys, tensor.chunk(len(keys)), strict=True):
                 tensors[key] = part.clone(memory_format=torch.contiguous_format)
     return tensors
+
+
+def copy_tokenizer(tokenizer: Path | None, folder: Path, positions: int) -> None:
+    """Put a tokenizer's files into the folder of an exported model, which reads `positions` tokens."""
+    for name in TOKENIZER_FILES:
+        if tokenizer is not None and (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)
+    _limit_tokenizer(folder / "tokenizer_config.json", positions)
 
 
 def _limit_tokenizer(path: Path, positions: int) -> None:

@@ -24,6 +24,7 @@ from growth_ds.config import Model
 from growth_ds.errors import UserError
 from growth_ds.model import layout
 from growth_ds.model.blocks import Embeddings, Head, Layer, Norm, Ramp, normed
+from growth_ds.model.experts import Routes
 from growth_ds.ops.local_attention import Local
 from growth_ds.ops.ragged import Ragged, flat_places
 
@@ -166,20 +167,21 @@ class Bert(nn.Module):
         zero: Tensor | float = 0.0  # with gradients of zeros
         if first:
             zero = 0.0 * self.embeddings(ids[:1, :1], segments[:1, :1], ramp=self.ramp).sum()
+        routes = Routes.of(self.model, ids, ragged)
         kept: Tensor | None = None
         if self.pool > 1 and ragged is None and asked is not None:
             kept, where = pooled(x, asked, self.pool)
         seen = ragged if self.attention_window is None else self._local(ragged, where)
         for depth, (stored, gate) in enumerate(zip(self.layer_order, self._gates(), strict=True)):
             if depth == depths - 1 and where is not None:
-                kept = _take(x, where)
+                kept, routes = _take(x, where), routes and routes.taken(where)
             runs = depth < depths and not (self.training and self.path is not None and depth not in self.path)
             if not (runs and depth >= first):
                 zero = zero + self._left_out(self.layers[stored], x)
             if not runs:
                 continue
             with _learning(depth >= first):
-                y = self._layer(self.layers[stored], x, kept, seen)
+                y = self._layer(self.layers[stored], x, kept, seen, routes)
             # A closed gate gives x to the last bit; its layer is computed, for ZeRO expects every gradient.
             if gate != 1.0:
                 x = x if kept is None else kept
@@ -202,11 +204,14 @@ class Bert(nn.Module):
             raise UserError("attention_window: rows with padding or pooled positions need full attention")
         return Local(self.attention_window, where)
 
-    def _layer(self, layer: nn.Module, x: Tensor, kept: Tensor | None, ragged: Ragged | Local | None) -> Tensor:
+    def _layer(
+        self, layer: nn.Module, x: Tensor, kept: Tensor | None, ragged: Ragged | Local | None,
+        routes: Routes | None = None,
+    ) -> Tensor:  # fmt: skip
         if not (self.activation_checkpointing and torch.is_grad_enabled()):
-            return layer(x, ramp=self.ramp, kept=kept, ragged=ragged)
+            return layer(x, ramp=self.ramp, kept=kept, ragged=ragged, routes=routes)
         # It restores torch's random state, from which every dropout comes.
-        return checkpoint(layer, x, ramp=self.ramp, kept=kept, ragged=ragged, use_reentrant=False)
+        return checkpoint(layer, x, ramp=self.ramp, kept=kept, ragged=ragged, routes=routes, use_reentrant=False)
 
     def _gates(self) -> list[float]:
         """The gate of each depth; ValueError for a ramp that the model does not know."""

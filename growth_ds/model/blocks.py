@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growth_ds.config import Model
+from growth_ds.model.experts import Down, ExpertNorm, Routes, Up, by_expert
 from growth_ds.ops.attention import attention
 from growth_ds.ops.bias_dropout_residual_layer_norm import bias_dropout_residual_layer_norm
 from growth_ds.ops.bias_gelu import bias_gelu
@@ -140,29 +141,39 @@ class Layer(nn.Module):
         self.qkv = QueryKeyValue(model.hidden, 3 * inner)
         self.out = nn.Linear(inner, model.hidden)
         self.attention_norm = Norm(model.hidden, eps=model.norm_eps)
-        if model.ffn_rank is None:
-            self.up: nn.Module = Activated(model.hidden, ffn, model.activation)
-            self.down: nn.Module = nn.Linear(ffn, model.hidden)
-        else:
+        self.ffn_norm: nn.Module = Norm(model.hidden, eps=model.norm_eps)
+        if model.experts > 1:
+            self.up: nn.Module = Up(model.experts, model.hidden, ffn, model.activation)
+            self.down: nn.Module = Down(model.experts, ffn, model.hidden)
+            self.ffn_norm = ExpertNorm(model.experts, model.hidden, eps=model.norm_eps)
+        elif model.ffn_rank is not None:
             self.up = LowRank(model.hidden, model.ffn_rank, ffn, model.activation)
             self.down = LowRank(ffn, model.ffn_rank, model.hidden)
-        self.ffn_norm = Norm(model.hidden, eps=model.norm_eps)
+        else:
+            self.up = Activated(model.hidden, ffn, model.activation)
+            self.down = nn.Linear(ffn, model.hidden)
         self.model = model
 
-    def forward(self, x: Tensor, ramp: Ramp | None = None, kept: Tensor | None = None, ragged: Seen = None) -> Tensor:
+    def forward(
+        self, x: Tensor, ramp: Ramp | None = None, kept: Tensor | None = None, ragged: Seen = None,
+        routes: Routes | None = None,
+    ) -> Tensor:  # fmt: skip
         """x (B, T, H) -> (B, T, H), or for `kept` (B, Q, H), which alone ask and go on, (B, Q, H).
 
         With padding: x (1, S, H) of the positions that are real, as `ragged` says, and kept (1, B*Q, H) of them.
+        `routes`: the experts of the positions that go on, in a model that has experts.
         """
         residual, p = x if kept is None else kept, self.model.dropout
         if self.model.norm == "pre":
             asking = None if kept is None else normed(self.attention_norm, kept, ramp)
             mixed = self._attention(normed(self.attention_norm, x, ramp), ramp, asking, ragged)
-            x = residual + F.dropout(mixed, p, self.training)
-            return x + F.dropout(self._ffn(normed(self.ffn_norm, x, ramp), ramp), p, self.training)
+            x, by = by_expert(residual + F.dropout(mixed, p, self.training), routes)
+            x = x + F.dropout(self._ffn(normed(self.ffn_norm, x, ramp, **by), ramp, by), p, self.training)
+            return x if routes is None else routes.restore(x)
         mixed = self._attention(x, ramp, kept, ragged)
-        x = normed(self.attention_norm, mixed, ramp, residual=residual, dropout=p)
-        return normed(self.ffn_norm, self._ffn(x, ramp), ramp, residual=x, dropout=p)
+        x, by = by_expert(normed(self.attention_norm, mixed, ramp, residual=residual, dropout=p), routes)
+        x = normed(self.ffn_norm, self._ffn(x, ramp, by), ramp, residual=x, dropout=p, **by)
+        return x if routes is None else routes.restore(x)
 
     def _attention(self, x: Tensor, ramp: Ramp | None, kept: Tensor | None, ragged: Seen) -> Tensor:
         dropout, heads = self.model.attention_dropout if self.training else 0.0, self.model.heads
@@ -176,11 +187,11 @@ class Layer(nn.Module):
             mixed = (by_head * ramp["head"].to(mixed)[:, None]).flatten(2)
         return self.out(mixed)
 
-    def _ffn(self, x: Tensor, ramp: Ramp | None) -> Tensor:
-        x = self.up(x)  # (B, T, F)
+    def _ffn(self, x: Tensor, ramp: Ramp | None, by: Mapping[str, Any]) -> Tensor:
+        x = self.up(x, **by)  # (B, T, F)
         if ramp is not None and "ffn" in ramp:
             x = x * ramp["ffn"].to(x)
-        return self.down(x)
+        return self.down(x, **by)
 
 
 class Head(nn.Module):

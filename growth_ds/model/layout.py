@@ -46,6 +46,14 @@ LOW_RANK_ROWS = {
 }
 """In place of `WHOLE`; the biases stay."""
 WHOLE = ("layers.{layer}.up.weight", "layers.{layer}.down.weight")
+EXPERT_ROWS = {
+    "layers.{layer}.ffn_norm.weight": "expert hidden",
+    "layers.{layer}.ffn_norm.bias": "expert hidden",
+    "layers.{layer}.up.weight": "expert ffn hidden/",
+    "layers.{layer}.up.bias": "expert ffn",
+    "layers.{layer}.down.weight": "expert hidden ffn/",
+    "layers.{layer}.down.bias": "expert hidden",
+}
 FINAL_NORM = {"norm.weight": "hidden", "norm.bias": "hidden"}
 HEAD = {
     "head.dense.weight": "hidden hidden/",
@@ -85,7 +93,7 @@ def layout(model: Model) -> Layout:
     rows = dict(EMBEDDINGS)
     if model.norm == "post":
         rows |= EMBEDDING_NORM
-    rows |= LAYERS
+    rows |= LAYERS if model.experts == 1 else {**LAYERS, **EXPERT_ROWS}
     if model.ffn_rank is not None:
         rows = {name: row for name, row in rows.items() if name not in WHOLE} | LOW_RANK_ROWS
     if model.norm == "pre":

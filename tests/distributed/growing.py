@@ -99,6 +99,7 @@ GROWTHS: dict[str, Growth] = {
     "extend-vocab": _by("extend-vocab", {"vocab_size": 132}, True),
     "extend-positions": _by("extend-positions", {"positions": 32}, True, length=32),
     "extend-segments": _by("extend-segments", {"segments": 4}, True),
+    "upcycle": _by("upcycle", {"experts": 3}, True),
     "add-nsp": _by("tile", {"nsp": True}, True),
     "low-rank": _by("insert-identity", {"ffn_rank": None, "layers": 4}, True, source="low-rank"),
 }

@@ -77,6 +77,8 @@ def larger(draw: st.DrawFn, key: str, kind: dict[str, Any]) -> int:
     """A size for an axis of `small(**kind)`, whole multiples as often as not."""
     if key == "stored_layers":
         return kind["layers"]
+    if key == "experts":
+        return draw(st.integers(2, 4))
     old = {"hidden": 12, "heads": 3, "ffn": 10, "positions": 9, "segments": 2, "vocab_size": 23}.get(
         key, kind["layers"]
     )

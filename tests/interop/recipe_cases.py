@@ -49,7 +49,8 @@ class Case:
     @property
     def in_transformers(self) -> bool:
         """Whether transformers holds the grown model; else our own forward is the judge."""
-        return self.change.get("heads", OLD["heads"]) * 16 == self.change.get("hidden", OLD["hidden"])
+        fits = self.change.get("heads", OLD["heads"]) * 16 == self.change.get("hidden", OLD["hidden"])
+        return fits and "experts" not in self.change
 
     def __str__(self) -> str:
         return f"{self.recipe}-{self.norm}-{self.shape}".replace(" ", "_")
@@ -182,6 +183,9 @@ def _lookup(norm: str) -> Iterator[Case]:
         yield Case("extend-positions", norm, {"positions": size}, layers=3 if size == 24 else 2)
     for size in (3, 4, 5, 8):
         yield Case("extend-segments", norm, {"segments": size}, layers=3 if size == 4 else 2)
+    for experts, width_ in ((2, {}), (3, {}), (4, {}), (2, {"ffn": 57}), (3, DOUBLE)):
+        layers, grow = 3 if experts == 4 else 2, dict.fromkeys(width_, "tile")
+        yield Case("upcycle", norm, {"experts": experts, **width_}, layers=layers, grow=grow)
     yield Case("interleave", norm, {"positions": 24}, exact=False)
     for layers, head in ((2, "nsp"), (3, "nsp"), (1, "nsp"), (2, "mlm")):
         yield Case("identity", norm, {}, layers=layers, head=head)

@@ -122,7 +122,8 @@ def run_case(case: Case, sources: Sources, folder: Path) -> Outcome:
     record = grown.facts["grown"][-1]
     facts = {"exact": record["exact"], "reasons": plan.inexact, "ramp": tuple(plan.ramp.start) if plan.ramp else ()}
     if plan.ramp or not case.in_transformers:
-        facts["refused"] = _export_is_refused(grown, folder / "refused")
+        if target.experts == 1:
+            facts["refused"] = _export_is_refused(grown, folder / "refused")
         right_after = [_ours(grown, path, folder) for path in source.inputs]
         judge = "ours"
     else:

@@ -18,6 +18,7 @@ SHAPES = [
     small(heads=5, ffn=31),
     small(layers=6, stored_layers=2),
     small(layers=4, thin_ffn=3),
+    small(layers=3, experts=4, nsp=True),
     small(hidden=32, heads=4, head_size=8, ffn=128, vocab_size=301, positions=64),
 ]
 LARGE = Model(layers=24, hidden=1024, heads=16, ffn=4096, vocab_size=30522, nsp=True)

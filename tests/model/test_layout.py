@@ -15,7 +15,7 @@ KINDS = [
     small(norm=norm, nsp=nsp, **more)
     for norm in ("post", "pre")
     for nsp in (False, True)
-    for more in ({}, {"heads": 5}, {"layers": 6, "stored_layers": 3}, {"layers": 5, "thin_ffn": 4})
+    for more in ({}, {"heads": 5}, {"layers": 6, "stored_layers": 3}, {"layers": 5, "thin_ffn": 4}, {"experts": 3})
 ]
 
 

@@ -11,7 +11,8 @@ from growth_ds.errors import UserError
 from growth_ds.files import sha256
 from growth_ds.growth.axis_map import AxisMap
 from growth_ds.growth.recipe import Ask, Recipe, recipe
-from growth_ds.growth.recipes import copies, depth, lookup, width
+from growth_ds.growth.recipes import copies, depth, experts, lookup, width
+from growth_ds.growth.split import MOEBERT
 
 
 def _in(module: ModuleType) -> list[Recipe]:
@@ -24,10 +25,13 @@ def add_nsp(ask: Ask) -> AxisMap:
     raise UserError("add-nsp grows no axis; it is what a model with nsp: true after one without it gets")
 
 
-RECIPES: dict[str, Recipe] = {each.name: each for module in (copies, depth, width, lookup) for each in _in(module)} | {
-    add_nsp.name: add_nsp
-}
+_MODULES = (copies, depth, width, lookup, experts)
+RECIPES: dict[str, Recipe] = {
+    each.name: each for module in _MODULES for each in _in(module) if each.name != MOEBERT
+} | {add_nsp.name: add_nsp}
 """Recipe name, as in `grow:` blocks and `--recipe`, -> recipe."""
+MEASURED = {MOEBERT: experts.moebert}
+"""Recipes that need more than sizes: what was measured of the old model on text."""
 
 
 def find_recipe(name: str) -> Recipe:
@@ -35,8 +39,10 @@ def find_recipe(name: str) -> Recipe:
     path, _, digest = name.partition(".py@") if ".py@" in name else (name.removesuffix(".py"), "", "")
     if digest or name.endswith(".py"):
         return _from_file(Path(f"{path}.py"), digest)
+    if name in MEASURED:
+        return MEASURED[name]
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, [*RECIPES, *MEASURED], n=1, cutoff=0.5)
         fix = f"did you mean '{near[0]}'?" if near else "growth-ds recipes lists them"
         raise UserError(f"no recipe '{name}'; {fix}")
     return RECIPES[name]
@@ -65,4 +71,4 @@ def that_grow(key: str) -> list[Recipe]:
     return [each for each in RECIPES.values() if key in each.axes]
 
 
-__all__ = ["RECIPES", "Ask", "AxisMap", "Recipe", "find_recipe", "recipe", "that_grow"]
+__all__ = ["MEASURED", "RECIPES", "Ask", "AxisMap", "Recipe", "find_recipe", "recipe", "that_grow"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-OLD = {"hidden": 48, "heads": 3, "ffn": 40, "vocab_size": 61, "positions": 12, "segments": 2}
+OLD = {"hidden": 48, "heads": 3, "ffn": 40, "vocab_size": 61, "positions": 12, "segments": 2, "experts": 1}
 BOTH = ("post", "pre")
 
 

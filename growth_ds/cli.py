@@ -72,12 +72,16 @@ def plan(
 ) -> None:
     """Show what a run costs and what each growth does. Needs no data and, without --fit, allocates nothing."""
     from growth_ds.config_file import load_run
+    from growth_ds.optim.curve import BLOCKS, curve, drawing
     from growth_ds.planning import plan_run, print_plan
 
     run = load_run(config, sets or ())
     record = plan_run(run, ranks)
+    record["lr"] = curve(run)
     if not as_json:
         print_plan(record)
+        is_utf = (sys.stdout.encoding or "").lower().startswith("utf")
+        typer.echo("\n".join(drawing(record["lr"], BLOCKS if is_utf else "#")))
     if fit:
         from growth_ds.fit import fit_run, print_fit
 

@@ -111,7 +111,9 @@ def _from_checkpoint(source: Path, out: Path, zero: int, force: bool) -> list[st
     ours = {"model": checkpoint.model.model_dump(mode="json")}
     tag = write_universal(out, checkpoint.shapes(), checkpoint.read, zero=zero, global_steps=step, ours=ours)
     first = f"{checkpoint.path}: a checkpoint at step {step}"
-    rates = ["the learning rates that its growths left on some parameters are not in it"] if during.rates else []
+    rates = (
+        ["the learning rates that its growths left on some parameters are not in it"] if during.rates_at(step) else []
+    )
     return [first, *rates, *_advice(out, tag, zero)]
 
 

@@ -44,7 +44,7 @@ from growth_ds.importance import agreed_order
 from growth_ds.model.bert import Bert
 from growth_ds.model.layout import FIXED, layout, parameter_shapes
 from growth_ds.optim.groups import parameter_groups
-from growth_ds.paths import path_of, still, window_of
+from growth_ds.paths import order_of, path_of, still, window_of
 from growth_ds.reshard import InitialState, choose_mode, differs_most, inject, peaks
 from growth_ds.run_folder import RunFolder
 from growth_ds.saving import Saver
@@ -102,14 +102,16 @@ class Coordinator:
         self.saver = Saver(run, folder, tokenizer)
         self.during = During()
         self.ends: dict[int, int] = {}
+        self.splits: dict[int, int] = {}
         self.module: Bert | None = None
         self.batches: Callable[[int], Iterator[Batch]] = lambda length: iter(())
         """Rows of the validation split of some length, for growths that measure the old model."""
 
-    def adopt(self, run: Run, ends: dict[int, int]) -> None:
-        """Go on with the same run, some of whose stages ended after other numbers of steps (stage index -> steps)."""
+    def adopt(self, run: Run, ends: dict[int, int], splits: dict[int, int]) -> None:
+        """Go on with the same run, some of whose stages ended after other numbers of steps (stage index -> steps), or
+        with a split of shared layers (stage index -> depth)."""
         self.run = self.saver.run = run
-        self.ends = ends
+        self.ends, self.splits = ends, splits
 
     def resume(self) -> Checkpoint | None:
         """On rank 0: find the checkpoint to go on from, every byte compared. Raises UserError."""
@@ -212,10 +214,12 @@ class Coordinator:
         return progress
 
     def take_layers(self, engine: ZeroEngine, index: int, step: int) -> None:
-        """Set which layers training step `step` of stage `index` runs, and what of them learns."""
+        """Set which layers training step `step` of stage `index` runs, what of them learns, and how far rates are."""
         assert self.module is not None
         stage, seed = self.run.stages[index], self.run.seed
         self.module.path, window = path_of(stage, seed, step), window_of(stage, seed, step)
+        engine.ease(self.during.eased(step))
+        self.module.take_order(order_of(stage, seed, self.run.stage_at(step)[1]))
         self.module.window = None if window == (0, stage.model.layers) else window
         engine.freeze(frozenset() if self.module.window is None else still(list(parameter_shapes(stage.model)), window))
 
@@ -351,6 +355,8 @@ class Coordinator:
         facts |= self.during.facts(position.step)
         if self.ends:
             facts["ends"] = sorted(self.ends.items())
+        if self.splits:
+            facts["splits"] = sorted(self.splits.items())
         if engine.loss_scale is not None:
             facts["loss_scale"] = engine.loss_scale
         if ended:

@@ -1,7 +1,7 @@
 """What a growth leaves behind: a ramp in the forward, and learning-rate multipliers. Both live in checkpoints.
 
 Neither is a parameter and neither has a history: the ramp is a function of the step counter, the multipliers of the
-growths so far. A checkpoint's facts hold them under `ramp` and `lr`.
+growths so far. A checkpoint's facts hold them under `ramp`, `lr` and `lr_decay`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ class During:
     since: int = 0
     """Optimizer steps done when the ramp began."""
     rates: Rates = field(default_factory=dict)
+    """Learning-rate multipliers, as the growth left them."""
+    decay: int = 0
+    """Optimizer steps over which they go linearly to 1; 0: they stay."""
+    decays_since: int = 0
 
     @staticmethod
     def of(facts: Mapping[str, Any]) -> During:
@@ -40,16 +44,32 @@ class During:
         try:
             record = facts.get("ramp")
             rates = {axis: torch.tensor(values, dtype=torch.float64) for axis, values in facts.get("lr", {}).items()}
+            decay = facts.get("lr_decay") or {"steps": 0, "since": 0}
+            steps, since = int(decay["steps"]), int(decay["since"])
             if record is None:
-                return During(rates=rates)
-            return During(Ramp.from_json(record), int(record["since"]), rates)
+                return During(rates=rates, decay=steps, decays_since=since)
+            return During(Ramp.from_json(record), int(record["since"]), rates, steps, since)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError):
             raise UserError("facts: ramp or lr is not what a growth writes; use another checkpoint") from None
 
     def after(self, plan: GrowthPlan, step: int) -> During:
         """What holds after a growth at `step`."""
-        kept = {axis: rates for axis, rates in self.rates.items() if not (plan.splits and axis == "ffn")}
-        return During(plan.ramp, step, next_rates(plan.grow.lr, plan.maps, kept))
+        kept = {axis: rates for axis, rates in self.rates_at(step).items() if not (plan.splits and axis == "ffn")}
+        rates = next_rates(plan.grow.lr, plan.maps, kept)
+        return During(plan.ramp, step, rates, plan.grow.lr_decay if rates else 0, step)
+
+    def rates_at(self, step: int) -> Rates:
+        """The multipliers when `step` optimizer steps are done."""
+        eased = {axis: values + (1.0 - values) * self.eased(step) for axis, values in self.rates.items()}
+        return {axis: values for axis, values in eased.items() if bool((values != 1.0).any())}
+
+    def eased(self, step: int) -> float:
+        """How far the multipliers are on their way to 1, in [0, 1], when `step` optimizer steps are done."""
+        return min(1.0, max(0.0, (step - self.decays_since) / self.decay)) if self.decay else 0.0
+
+    def moves(self, step: int) -> bool:
+        """Whether a ramp or multipliers are on their way when `step` optimizer steps are done."""
+        return self.progress(step) is not None or 0 <= step - self.decays_since < self.decay
 
     def progress(self, step: int) -> float | None:
         """Progress of the ramp in [0, 1) when `step` optimizer steps are done; None without one or after its end."""
@@ -64,6 +84,8 @@ class During:
             facts["ramp"] = {**self.ramp.to_json(), "since": self.since, "progress": progress}
         if self.rates:
             facts["lr"] = {axis: values.tolist() for axis, values in self.rates.items()}
+        if self.decay:
+            facts["lr_decay"] = {"steps": self.decay, "since": self.decays_since}
         return facts
 
 

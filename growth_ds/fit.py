@@ -103,6 +103,7 @@ def measure_here(run: Run, index: int, micro: int) -> dict[str, Any]:
     from growth_ds.coordinator import Coordinator, Position
     from growth_ds.engine import distributed
     from growth_ds.engine.memory import available_memory
+    from growth_ds.paths import interpolated
     from growth_ds.run_folder import RunFolder
 
     distributed.init_distributed()
@@ -113,6 +114,8 @@ def measure_here(run: Run, index: int, micro: int) -> dict[str, Any]:
     coordinator = Coordinator(alone, RunFolder(Path(os.devnull)), lambda engine, length: {}, None)
     engine, _ = coordinator.enter(0, Position())
     rows = random_rows(run, index, micro).to(engine.device)
+    if stage.depth_up_to is not None and coordinator.module is not None:  # its deepest step needs most
+        coordinator.module.take_order(interpolated(stage.model.layers, stage.depth_up_to))
     seconds = []
     for _ in range(1 + STEPS):
         started = time.perf_counter()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from growth_ds.config import Run, Until
-from growth_ds.correlation import median_correlation
+from growth_ds.correlation import engine_correlations, median_correlation
 from growth_ds.engine import distributed
 from growth_ds.engine.zero import ZeroEngine
 from growth_ds.evaluate.mlm import Validation
-from growth_ds.policy import Record, fires, is_due, measured, threshold_of
+from growth_ds.policy import Record, fires, is_due, measured, split_place, threshold_of
+
+
+def _inside(order: Sequence[int]) -> Iterator[int]:
+    """The depths that run the same stored layer as the one before."""
+    return (depth for depth in range(1, len(order)) if order[depth - 1] == order[depth])
 
 
 class Judge:
@@ -49,6 +55,8 @@ class Judge:
         until, (_, done) = run.stages[index].until, run.stage_at(step)
         if until is None or not is_due(until, done):
             return None
+        if until.policy == "split":
+            return self._split(engine, run, index, step, done, write)
         value = self._measured(engine, run, index, until)
         word: dict[str, Any] | None = None
         if value is not None and distributed.rank() == 0:
@@ -62,6 +70,43 @@ class Judge:
                 word["threshold"] = threshold_of(until, run)
         found: dict[str, Any] | None = distributed.broadcast_object(word)
         return found
+
+    def at_end(
+        self, engine: ZeroEngine, run: Run, index: int, step: int, write: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any] | None:
+        """As `verdict`, when all steps of stage `index` are done: what must be decided for the next one. Collective."""
+        stage = run.stages[index]
+        if stage.until is None or stage.until.policy != "split":
+            return None
+        return self._split(engine, run, index, step, stage.total_steps, write, now=True)
+
+    def _split(
+        self, engine: ZeroEngine, run: Run, index: int, step: int, done: int, write: Callable[[dict[str, Any]], None],
+        now: bool = False,
+    ) -> dict[str, Any] | None:  # fmt: skip
+        """Where a run of stage `index` is split after its `done` steps; `now`: at the lowest, if at no other place."""
+        stage = run.stages[index]
+        until, order = stage.until, stage.model.layer_order
+        assert until is not None
+        found = engine_correlations(engine, stage.model, next(self.validation.batches(stage.length)))
+        lowest = split_place(order, [found], math.inf)
+        word: dict[str, Any] | None = None
+        if distributed.rank() == 0:
+            place = {"step": step, "stage": index}
+            value = math.nan if lowest is None else found[lowest - 1]
+            if not any(place.items() <= each.items() for each in self.measurements):
+                write({**place, "policy": until.policy, "value": value, "correlations": found})
+            all_of_it = [each["correlations"] for each in self.measurements if each["stage"] == index]
+            rows = all_of_it[-until.patience :]
+            depth = None
+            if len(rows) == until.patience:
+                depth = split_place(order, rows, threshold_of(until, run))
+            if depth is not None or now:
+                word = {"policy": until.policy, "steps": done, "threshold": threshold_of(until, run)}
+                word |= {"split": depth or lowest or next(_inside(order)), "below": depth is not None}
+                word["correlations"] = rows
+        decided: dict[str, Any] | None = distributed.broadcast_object(word)
+        return decided
 
     def _measured(self, engine: ZeroEngine, run: Run, index: int, until: Until) -> float | None:
         if until.policy == "correlation":

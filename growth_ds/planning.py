@@ -17,14 +17,16 @@ from growth_ds.growth.recipes import MEASURED, RECIPES, find_recipe
 from growth_ds.model import cost
 from growth_ds.model.bert import check_rows
 from growth_ds.model.layout import FIXED, layout
-from growth_ds.paths import windows
+from growth_ds.paths import depths, windows
 from growth_ds.start import start_plan
 
 
 def stage_flops(run: Run, stage: Stage) -> int:
-    """Useful training FLOPs of one optimizer step of a stage; the mean of its sub-models, where it trains some."""
+    """Useful training FLOPs of one optimizer step of a stage; the mean over its sub-models or depths, if any."""
     nsp = run.data.objective == "mlm+nsp" and stage.model.nsp
     steps = [(0, stage.path_layers)] if stage.path_layers is not None else windows(stage)
+    if stage.depth_up_to is not None:
+        steps = [(0, depth) for depth in depths(stage)]
     total = 0
     for frozen, layers in steps:
         run_by = {} if layers == stage.model.layers else {"layers": layers, "stored_layers": layers}
@@ -147,6 +149,8 @@ def describe(plan: GrowthPlan, tensors: bool = False) -> list[str]:
         if plan.grow.lr == "mean" and not record["uniform"]:
             how = f"the mean of a vector, off by up to {record['worst_of_mean']:.0%}"
         lines.append(f"learning rate of readers of {record['axis']}: x{record['mean']:.4g}, {how}")
+    if plan.grow.lr_decay:
+        lines.append(f"multipliers of the learning rate go to 1 over {plan.grow.lr_decay:,} steps")
     for record in plan.tensors() if tensors else []:
         replaced = "".join(f"; layer {layer}: {value}" for layer, value in record["replaced"].items())
         lines.append(f"{record['name']} {record['old']} -> {record['new']}: {record['what']}{replaced}")

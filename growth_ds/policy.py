@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from growth_ds.config import Run, Stage, Until
+from growth_ds.config.splits import with_splits
 from growth_ds.model import cost
 from growth_ds.planning import stage_flops
 
@@ -87,8 +88,25 @@ def fires(until: Until, run: Run, values: Sequence[float]) -> bool:
     return all(value < bound if below else value >= bound for value in last)
 
 
-def with_ends(run: Run, ends: Mapping[int, int]) -> Run:
-    """The run whose stages ended after so many steps (stage index -> steps), its last stage longer where `rest: last`.
+def split_place(order: Sequence[int], measured: Sequence[Sequence[float]], threshold: float) -> int | None:
+    """The depth, from 0, at which a new run is to begin; None where no run is to be split.
+
+    `order`: the stored layer of each depth; `measured`: correlations of the gradients of depths i and i + 1, one list
+    for each measurement. Of the places where two depths share a layer and all measurements lie below the threshold, the
+    one with the lowest last (SWE-M: Yang et al., arXiv 2110.03848, section 3.3).
+    """
+    last = measured[-1]
+    below = [
+        place
+        for place in range(1, len(order))
+        if order[place - 1] == order[place] and all(each[place - 1] < threshold for each in measured)
+    ]
+    return min(below, key=lambda place: last[place - 1], default=None)
+
+
+def with_ends(run: Run, ends: Mapping[int, int], splits: Mapping[int, int] | None = None) -> Run:
+    """The run whose stages ended after so many steps (stage index -> steps), its last stage longer where `rest: last`,
+    and which go on with runs of shared layers split at these depths (stage index -> depth).
 
     The same run as before by its digest: what was decided is no part of its configuration.
     """
@@ -103,4 +121,4 @@ def with_ends(run: Run, ends: Mapping[int, int]) -> Run:
     more = left // stage_flops(run, stages[last])
     if more and last not in ends:
         stages[last] = stages[last].lasting(stages[last].total_steps + more)
-    return run.model_copy(update={"stages": tuple(stages)})
+    return with_splits(run.model_copy(update={"stages": tuple(stages)}), splits or {})

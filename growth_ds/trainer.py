@@ -89,7 +89,8 @@ class Trainer:
         """The stage whose steps are done and whose end is not: it was stopped in its last measurement."""
         self.known: set[tuple[str, int, int]] = set()
         """(event, step, stage) of what stands in ledger and metrics already; on rank 0."""
-        self.given, self.ends, self.judge = run, dict[int, int](), Judge(run, self.validation)
+        self.given, self.judge = run, Judge(run, self.validation)
+        self.ends, self.splits = dict[int, int](), dict[int, int]()
         self.problem: UserError | None = None
         """What could not be written to ledger or metrics, on rank 0: it ends the run where all ranks meet."""
         self.dropout = [stage.model.dropout > 0 or stage.model.attention_dropout > 0 for stage in run.stages]
@@ -152,7 +153,7 @@ class Trainer:
             self.progress.say(outcome["waited"])
             return False
         self.position, self.unended = Position(*outcome["position"]), outcome["unended"]
-        self._adopt(dict(outcome["ends"]))
+        self._adopt(dict(outcome["ends"]), dict(outcome["splits"]))
         self.known = {(event, step, stage) for event, step, stage in outcome["known"]}
         if self.position.step == 0:
             self._ledger("start", 0, **self._surroundings())
@@ -184,13 +185,14 @@ class Trainer:
         self.folder.trim(step, stage, unended)
         outcome["unended"] = stage if unended else None
         outcome["position"], outcome["ends"] = [step, facts["seconds"]], ends
+        outcome["splits"] = facts.get("splits", [])
         self.judge.read(self.folder.records(self.folder.metrics))
         outcome["known"] = self._on_record()
 
-    def _adopt(self, ends: dict[int, int]) -> None:
-        """Go on with stages as long as policies have made them: stage index -> steps."""
-        self.ends, self.run = ends, with_ends(self.given, ends)
-        self.coordinator.adopt(self.run, ends)
+    def _adopt(self, ends: dict[int, int], splits: dict[int, int]) -> None:
+        """Go on with stages as policies have made them: stage index -> steps, and -> depth at which a run is split."""
+        self.ends, self.splits, self.run = ends, splits, with_ends(self.given, ends, splits)
+        self.coordinator.adopt(self.run, ends, splits)
         self.progress.run = self.run
 
     def _on_record(self) -> list[tuple[str, int, int]]:
@@ -297,15 +299,22 @@ class Trainer:
     def _ends_here(self, engine: ZeroEngine, index: int) -> bool:
         """Whether the stage's policy ends it after this step; every rank goes on with a shorter stage then. Collective.
 
-        Not in the middle of a ramp: its end is part of the growth.
+        Not in the middle of a ramp, or while multipliers of the rate go to 1: their end is part of the growth.
         """
         step = self.position.step
-        if self.coordinator.during.progress(step) is not None:
+        if self.coordinator.during.moves(step):
             return False
         verdict = self.judge.verdict(engine, self.run, index, step, partial(self._note, self.folder.metrics))
+        return self._go_by(verdict, index)
+
+    def _go_by(self, verdict: dict[str, Any] | None, index: int) -> bool:
+        """What a policy has decided of stage `index`, if it has: into the run, and into the ledger."""
         if verdict is None:
             return False
-        self._adopt({**self.ends, index: verdict["steps"]})
+        step, splits = self.position.step, dict(self.splits)
+        if "split" in verdict:
+            splits[index] = verdict["split"]
+        self._adopt({**self.ends, index: verdict["steps"]}, splits)
         if ("policy", step, index) not in self.known:
             self._ledger("policy", index, **verdict, total_steps=self.run.total_steps)
         self.progress.say(f"step {step}: {verdict['policy']} ends stage {index} after {verdict['steps']:,} steps")
@@ -313,6 +322,9 @@ class Trainer:
 
     def _end(self, engine: ZeroEngine, index: int) -> None:
         """The last measurements of a stage, and its checkpoint. Raises Stopped."""
+        if index not in self.splits:
+            write = partial(self._note, self.folder.metrics)
+            self._go_by(self.judge.at_end(engine, self.run, index, self.position.step, write), index)
         measured = self._validate(engine, index)
         if self.position.step == self.run.total_steps:
             self._ledger("finish", index, **measured)

@@ -236,17 +236,18 @@ SURFACE = {
     "Engine": "precision zero deepspeed activation_checkpointing compile timeout_s coordinator",
     "Evaluation": "every tokens",
     "Grow": "recipe layers stored_layers hidden heads ffn positions segments vocab_size experts require_exact seed "
-    "noise rank_noise block shared_units ramp moments layer_moments fresh_moments damping step rewind rewarm lr",
+    "noise rank_noise block shared_units ramp moments layer_moments fresh_moments damping step rewind to_peak rewarm "
+    "lr lr_decay",
     "Log": "every tensorboard",
     "Method": "budget optim start stages summary",
     "Model": "layers hidden heads ffn thin_ffn thin_every ffn_rank experts routing_seed head_size stored_layers "
-    "shared_gradient "
+    "shared_runs shared_gradient "
     "vocab_size positions segments norm nsp activation dropout attention_dropout norm_eps init_std",
     "Optim": "name nvlamb lr warmup decay final schedule weight_decay betas eps clip",
     "Run": "name seed start data engine optim checkpoint log evaluation stages",
     "Sources": "source share",
     "Stage": "model length batch optim steps tokens grow pool attention_window path_layers frozen_layers "
-    "submodel_layers until",
+    "submodel_layers depth_up_to until",
     "StoreShare": "path weight",
     "Suite": "name corpus run scratch methods seeds budget control",
     "Until": "policy threshold seconds every window patience after rest",

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from growth_ds.config import Run
 from growth_ds.config_file import validated
 from growth_ds.errors import UserError
-from growth_ds.paths import path_of, still, window_of, windows
+from growth_ds.paths import depths, order_of, path_of, still, window_of, windows
 from growth_ds.planning import stage_flops
-from tests.growth.models import random_bert, rows, small
+from tests.growth.models import grown_bert, plan_of, random_bert, rows, small
 from tests.model.test_cost import packed_rows
 
 MODEL = {"layers": 6, "hidden": 12, "heads": 2, "ffn": 20, "positions": 16, "vocab_size": 40}
@@ -118,12 +118,66 @@ def test_every_sub_model_has_its_turn():
     assert turns == [window_of(stage, 1, step) for step in range(300)]
 
 
+def test_a_pack_of_depths_has_low_ones_most_and_is_played_whole():
+    stage = run(None, {"depth_up_to": 9}).stages[0]
+    assert Counter(depths(stage)) == {6: 4, 7: 3, 8: 2, 9: 1}
+    played = [order_of(stage, 1, done) for done in range(300)]
+    for begin in range(0, 300, 10):
+        assert sorted(len(order) for order in played[begin : begin + 10]) == sorted(depths(stage))
+    assert {order for order in played if len(order) == 9} == {(0, 0, 1, 2, 2, 3, 4, 4, 5)}, "floor(d 6 / 9)"
+    assert all(set(order) == set(range(6)) for order in played)
+    assert played == [order_of(stage, 1, done) for done in range(300)]
+    assert played != [order_of(stage, 2, done) for done in range(300)]
+    assert len({tuple(map(len, played[begin : begin + 10])) for begin in range(0, 300, 10)}) > 20, "each turn its own"
+    assert order_of(run(None).stages[0], 1, 0) is None
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("mean", [False, True])
+def test_a_deep_step_is_that_of_the_model_it_will_grow_into(norm, again, mean):
+    """Loss of the five layers that `interleave` makes of three; a gradient is the sum, or mean, over its copies."""
+    model = small(layers=3, norm=norm, nsp=True, shared_gradient="mean" if mean else "sum")
+    bert, batch = random_bert(model, seed=4).train(), rows(model, seed=5)
+    bert.average_shared()
+    bert.activation_checkpointing = again
+    deep = small(layers=5, norm=norm, nsp=True)
+    grown = grown_bert(bert, plan_of(model, deep, recipe="interleave"), deep).train()
+    stage = run(None, {"depth_up_to": 5}, layers=3).stages[0]
+    (order,) = {found for done in range(6) if len(found := order_of(stage, 1, done)) == 5}
+    assert order == (0, 0, 1, 1, 2)
+    bert.take_order(order)
+    sums, expected = bert(batch), grown(batch)
+    for key, value in expected.items():
+        torch.testing.assert_close(sums[key], value)
+    sum(sums.values()).backward()
+    sum(expected.values()).backward()
+    for stored, copies in ((0, (0, 1)), (1, (2, 3)), (2, (4,))):
+        for name, parameter in bert.layers[stored].named_parameters():
+            total = sum(grown.layers[depth].get_parameter(name).grad for depth in copies)
+            torch.testing.assert_close(parameter.grad, total / len(copies) if mean else total)
+    torch.testing.assert_close(bert.embeddings.word.weight.grad, grown.embeddings.word.weight.grad)
+
+
 def test_validation_runs_every_layer():
     model = small(layers=4)
     bert, batch = random_bert(model, seed=4).eval(), rows(model, seed=5)
     expected = bert(batch)["mlm"]
     bert.path = frozenset((0, 3))
     assert torch.equal(bert(batch)["mlm"], expected)
+    bert.take_order((0, 0, 1, 1, 2, 2, 3, 3))
+    assert torch.equal(bert(batch)["mlm"], expected), "the layers there are, each once"
+
+
+def test_gates_belong_to_the_layers_wherever_they_run():
+    model = small(layers=2)
+    bert, batch = random_bert(model, seed=4).train(), rows(model, seed=5)
+    bert.ramp = {"gate": torch.tensor([1.0, 0.0])}
+    bert.take_order((0, 0, 1, 1))
+    found = bert(batch)["mlm"]
+    bert.ramp = None
+    bert.take_order((0, 0))
+    torch.testing.assert_close(found, bert(batch)["mlm"])
 
 
 @pytest.mark.parametrize(
@@ -164,6 +218,26 @@ def test_sub_models_cost_their_mean():
     assert 3 * stage_flops(config, stage) * 32 / 8 == pytest.approx(total, rel=0.01)
 
 
+@pytest.mark.parametrize("keys", [{"depth_up_to": 4}, {"depth_up_to": 5, "pool": 3}])
+@pytest.mark.parametrize("nsp", [False, True])
+def test_a_turn_of_depths_costs_its_mean(keys, nsp):
+    """Against torch's own count of a whole turn, to 1 %."""
+    sizes = {"layers": 2, "stored_layers": 2, "hidden": 64, "heads": 2, "head_size": 32, "ffn": 256}
+    config = run(None, keys, **sizes, nsp=nsp)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"objective": "mlm+nsp"})})
+    stage = config.stages[0].model_copy(update={"length": 16})
+    bert = random_bert(stage.model, seed=4, dtype=torch.float32).train()
+    bert.pool = stage.pool
+    total, batch = 0, packed_rows(stage.model, 8, 16, config.data.mask_prob)
+    batch.positions.add_(1)
+    for done in range(len(depths(stage))):
+        bert.take_order(order_of(stage, 1, done))
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            sum(bert(batch).values()).backward()
+        total += counter.get_total_flops()
+    assert len(depths(stage)) * stage_flops(config, stage) == pytest.approx(total, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("path", "model", "message"), [(7, {}, "exceeds"), (1, {}, "greater than 1"), (4, {"thin_ffn": 8}, "thin")]
 )
@@ -179,6 +253,8 @@ def test_what_cannot_be_is_refused(path, model, message):
         ({"submodel_layers": 4}, "does not divide"),
         ({"submodel_layers": 2, "frozen_layers": 1}, "one of them"),
         ({"submodel_layers": 1, "pool": 2}, "submodel_layers 1"),
+        ({"depth_up_to": 6}, "no more than model.layers 6"),
+        ({"depth_up_to": 12, "frozen_layers": 1}, "one of them"),
     ],
 )
 def test_layers_that_cannot_be_are_refused(keys, message):

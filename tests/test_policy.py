@@ -139,10 +139,11 @@ def test_a_run_without_a_policy_has_the_digest_it_always_had():
     assert "until" not in run(None).identity()["stages"][0]
 
 
-@pytest.mark.parametrize("stored", [1, 2])
-def test_correlations_of_depths_against_autograd(stored):
+@pytest.mark.parametrize("keys", [{"stored_layers": 1}, {"stored_layers": 2}, {"shared_runs": [3, 1]}])
+def test_correlations_of_depths_against_autograd(keys):
     """Each depth's gradient by hand: that depth alone runs a copy of the shared layer."""
-    shared = Model.model_validate({**MODEL, "layers": 4, "stored_layers": stored})
+    shared = Model.model_validate({**MODEL, "layers": 4, **keys})
+    order = [0, 0, 0, 1] if "shared_runs" in keys else [depth % shared.stored_layers for depth in range(4)]
     torch.manual_seed(3)
     module = Bert(shared)
     torch.nn.init.normal_(module.embeddings.word.weight, std=0.5)
@@ -152,9 +153,12 @@ def test_correlations_of_depths_against_autograd(stored):
     gradients = []
     for depth in range(4):
         single = deepcopy(module)
-        copy = deepcopy(single.layers[depth % stored])
-        layers = [copy if each == depth else single.layers[each % stored] for each in range(4)]
-        single.layers, single.model = torch.nn.ModuleList(layers), shared.model_copy(update={"stored_layers": 4})
+        copy = deepcopy(single.layers[order[depth]])
+        layers = [copy if each == depth else single.layers[order[each]] for each in range(4)]
+        single.layers, single.model = (
+            torch.nn.ModuleList(layers),
+            shared.model_copy(update={"stored_layers": 4, "shared_runs": None}),
+        )
         single(batch)["mlm"].backward()
         gradients.append(torch.cat([p.grad.flatten() for p in copy.parameters()]).double().numpy())
     expected = [np.corrcoef(a, b)[0, 1] for a, b in pairwise(gradients)]

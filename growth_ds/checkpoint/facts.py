@@ -3,8 +3,9 @@
     step, stage, tokens, seconds      where the run stood
     run, name, precision, zero, ranks who wrote it
     probe, keep, grown                measured before a growth; why it is never dropped; the growths so far
-    ramp, lr                          see `growth_ds.during`
+    ramp, lr, lr_decay                see `growth_ds.during`
     ends                              [[stage, steps], ...] that policies decided on: see `growth_ds.policy`
+    splits                            [[stage, depth], ...], the same for runs of shared layers
     loss_scale                        of fp16: see `growth_ds.engine.loss_scale`
 
 All may be missing, and keys that are not known here are left alone: nothing reads them.
@@ -84,6 +85,11 @@ def _is_loss_scale(value: Any) -> bool:
     return value.get("cur_scale", 0) > 0
 
 
+def _is_decay(value: Any) -> bool:
+    known = isinstance(value, dict) and all(is_count(value.get(key)) for key in ("steps", "since"))
+    return known and bool(value["steps"])
+
+
 _RULES: dict[str, Callable[[Any], bool]] = {
     "step": is_count,
     "stage": is_count,
@@ -98,6 +104,8 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     "loss_scale": _is_loss_scale,
     "keep": _list_of(str),
     "ends": _are_ends,
+    "splits": _are_ends,
+    "lr_decay": _is_decay,
     "grown": _list_of(dict),
     "imported_from": _is_text,
     "converted_from": _is_text,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from growth_ds.config.base import Frozen, whole
 
@@ -74,13 +74,27 @@ class Grow(Frozen):
     """Adam's step count, on which its bias correction depends."""
     rewind: int = Field(default=0, ge=0)
     """Steps by which Adam's count and the learning-rate schedule move back (staged training; MSG)."""
+    to_peak: bool = False
+    """Move the schedule back to where its warm-up ends, and not Adam's count (MSG); instead of `rewind`."""
     rewarm: int = Field(default=0, ge=0)
     """Steps of linear warm-up back to the schedule's rate after the growth."""
     lr: Literal["keep", "share", "mean"] = "keep"
     """The rate of tensors that read copied units: unchanged, times the share of each copy (the law for Adam), or times
     the mean share of the tensor (what an optimizer without our vectors can do)."""
+    lr_decay: int = Field(default=0, ge=0)
+    """Steps over which those multipliers, and earlier ones, go linearly to 1; 0: they stay."""
 
-    _whole = field_validator("block", "shared_units", "ramp", "rewind", "rewarm", mode="before")(whole)
+    _whole = field_validator("block", "shared_units", "ramp", "rewind", "rewarm", "lr_decay", mode="before")(whole)
+
+    @model_validator(mode="after")
+    def _one_way_back(self) -> Grow:
+        if self.to_peak and self.rewind:
+            raise ValueError(f"to_peak and rewind {self.rewind} both move the schedule back; give one of them")
+        return self
+
+    def unsaid(self) -> set[str]:
+        """Keys that came later and change nothing here: digests of before they were there leave them out."""
+        return {key for key in ("to_peak", "lr_decay") if not getattr(self, key)}
 
     def recipe_for(self, key: str) -> str | Sources:
         """Recipe of the axis with config key `key`, or its units written out."""

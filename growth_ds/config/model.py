@@ -59,6 +59,8 @@ class Model(Frozen):
     """Units of one attention head; hidden / heads unless given, and kept by a growth."""
     stored_layers: int = Field(gt=0)
     """Layers that own weights; layer i runs stored layer i mod stored_layers. Equal to `layers` unless given."""
+    shared_runs: tuple[int, ...] | None = None
+    """How many depths in a row each stored layer runs at, from the bottom ([3, 5]: 0 0 0 1 1 1 1 1); else by turns."""
     shared_gradient: Literal["sum", "mean"] = "sum"
     """The gradient of a layer that runs at several depths: the sum over them, or their mean (share, then unshare)."""
     vocab_size: int | None = Field(default=None, gt=0)
@@ -89,13 +91,29 @@ class Model(Frozen):
                     f"heads {heads} do not divide hidden {hidden}; give a head_size, or heads that divide {hidden}"
                 )
             data["head_size"] = hidden // heads if heads > 0 else 1
+        runs = data.get("shared_runs")
+        if isinstance(runs, (list, tuple)):
+            data["shared_runs"] = runs = [whole(run) for run in runs]
+            data["stored_layers"] = data.get("stored_layers") or len(runs) or 1
+            if runs == [1] * len(runs) and len(runs) == data.get("layers"):
+                data["shared_runs"] = None  # nothing is shared, which is said in one way alone
         if data.get("stored_layers") is None and "layers" in data:
             data["stored_layers"] = data["layers"]
         return data
 
     @model_validator(mode="after")
     def _sharing(self) -> Model:
-        if self.layers % self.stored_layers:
+        runs = self.shared_runs
+        if runs is not None:
+            if min(runs, default=0) < 1 or sum(runs) != self.layers:
+                raise ValueError(f"shared_runs {list(runs)} do not add up to layers {self.layers}")
+            if len(runs) != self.stored_layers:
+                raise ValueError(
+                    f"shared_runs {list(runs)} are not {self.stored_layers} stored_layers; give one of them"
+                )
+            if self.thin_ffn is not None:
+                raise ValueError("shared_runs: layers of a run are alike, so none can be thin; remove thin_ffn")
+        elif self.layers % self.stored_layers:
             raise ValueError(f"stored_layers {self.stored_layers} do not divide layers {self.layers}")
         return self
 
@@ -140,6 +158,13 @@ class Model(Frozen):
         return self.stored_layers != self.layers
 
     @property
+    def layer_order(self) -> list[int]:
+        """Which stored layer runs at each depth."""
+        if self.shared_runs is None:
+            return [depth % self.stored_layers for depth in range(self.layers)]
+        return [stored for stored, run in enumerate(self.shared_runs) for _ in range(run)]
+
+    @property
     def vocab(self) -> int:
         """Entries of the vocabulary."""
         return self.vocab_size or DEFAULT_VOCAB_SIZE
@@ -156,14 +181,17 @@ class Model(Frozen):
 def inherit_model(previous: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The keys of a `model:` block, missing ones taken from the model before it.
 
-    The head size is kept by a growth, so it is written out; `stored_layers` follows `layers` unless layers are shared;
-    `thin_ffn: null` ends thin layers, `ffn_rank: null` low-rank ones.
+    The head size is kept by a growth, so it is written out; `stored_layers` follows `layers` unless layers are shared,
+    and of it and `shared_runs` a new one ends the old other; `thin_ffn: null` ends thin layers, `ffn_rank: null`
+    low-rank ones.
     """
     ends = (THIN, FFN_RANK)
     merged = {**previous, **{key: value for key, value in given.items() if value is not None or key in ends}}
     unshared = previous.get("stored_layers") in (None, previous.get("layers"))
-    if given.get("stored_layers") is None and unshared:
+    if given.get("stored_layers") is None and (unshared or given.get("shared_runs") is not None):
         merged.pop("stored_layers", None)
+    if given.get("shared_runs") is None and given.get("stored_layers") is not None:
+        merged.pop("shared_runs", None)
     hidden, heads = whole(merged.get("hidden")), whole(merged.get("heads"))
     sized = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
     if merged.get("head_size") is None and sized and hidden % heads == 0:

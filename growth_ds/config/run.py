@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from growth_ds.config.base import Frozen, whole
 from growth_ds.config.model import inherit_model
+from growth_ds.config.splits import check_splits, planned
 from growth_ds.config.stage import Optim, Stage
 
 
@@ -161,7 +162,7 @@ def _is_file(value: Any) -> bool:
 
 
 _SAYS_NOTHING = {"until": None, "path_layers": None, "submodel_layers": None, "pool": 1, "frozen_layers": 0}
-_SAYS_NOTHING |= {"attention_window": None}
+_SAYS_NOTHING |= {"attention_window": None, "depth_up_to": None}
 """Keys of a stage that came later, and what they are where they change nothing."""
 
 
@@ -191,14 +192,16 @@ class Run(Frozen):
             raise ValueError(f"model: holds {type(previous).__name__}, not a mapping of keys; give layers, hidden, ...")
         if not isinstance(data.get("stages"), (list, tuple)):
             return data
-        stages = []
-        for stage in data["stages"]:
+        stages, until = [], None
+        for number, stage in enumerate(data["stages"]):
             if isinstance(stage, dict):
                 stage = dict(stage)
                 if isinstance(stage.get("model") or {}, dict):
-                    stage["model"] = previous = inherit_model(previous, stage.get("model") or {})
+                    given = planned(number, stage.get("model") or {}, previous, until)
+                    stage["model"] = previous = inherit_model(previous, given)
                 if isinstance(stage.get("optim") or {}, dict) and isinstance(data.get("optim") or {}, dict):
                     stage["optim"] = {**(data.get("optim") or {}), **(stage.get("optim") or {})}
+                until = stage.get("until")
             stages.append(stage)
         data["stages"] = stages
         return data
@@ -207,6 +210,11 @@ class Run(Frozen):
     def _last_ends_with_the_run(self) -> Run:
         if self.stages[-1].until is not None:
             raise ValueError(f"stages.{len(self.stages) - 1}.until: nothing comes after the last stage; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _splits(self) -> Run:
+        check_splits(self.stages)
         return self
 
     @model_validator(mode="after")
@@ -250,6 +258,9 @@ class Run(Frozen):
         dropped: Any = dict.fromkeys(("name", "start", "engine", "checkpoint", "log"), True)
         dropped |= {"data": {"store", "verify"}, "stages": {"__all__": {"batch": {"micro"}}}}
         dumped = self.model_dump(mode="json", by_alias=True, exclude=dropped)
+        for written, stage in zip(dumped["stages"], self.stages, strict=True):
+            written["model"] = stage.planned_model.model_dump(mode="json", by_alias=True)
+            written["grow"] = {key: value for key, value in written["grow"].items() if key not in stage.grow.unsaid()}
         for stage in dumped["stages"]:  # a key that says nothing is left out: runs of before it was there have the same
             for key, plain in _SAYS_NOTHING.items():
                 if stage[key] == plain:
@@ -265,6 +276,8 @@ class Run(Frozen):
             for key in ("experts", "shared_units"):
                 if stage["grow"][key] is None:
                     del stage["grow"][key]
+            if stage["model"]["shared_runs"] is None:
+                del stage["model"]["shared_runs"]
         for stage in dumped["stages"]:  # a recipe file is what it holds, not where it lies: `path@digest`
             grow = stage["grow"]
             stage["grow"] = {k: v.rpartition("/")[2] if _is_file(v) else v for k, v in grow.items()}

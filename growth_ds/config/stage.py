@@ -85,11 +85,15 @@ class Stage(Frozen):
     """The lowest so many layers, and the embeddings below them, learn nothing and have no backward (MSLT)."""
     submodel_layers: int | None = Field(default=None, gt=0)
     """Train sub-models of the bottom 1, 2, 3, ... times so many layers in turns, of each its top ones (bert2BERT)."""
+    depth_up_to: int | None = Field(default=None, gt=1)
+    """Train at random depths from `model.layers` to this many: the layers there are run several times (Apollo)."""
     until: Until | None = None
     """When it ends before its steps are done; the last stage ends with the run."""
     _whole = field_validator("steps", "tokens", "length", mode="before")(whole)
     _lasts: int | None = PrivateAttr(default=None)
     """Steps that were decided on while it ran: no part of the configuration."""
+    _planned: Model | None = PrivateAttr(default=None)
+    """The configured model, where runs of shared layers were decided on."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
@@ -111,12 +115,15 @@ class Stage(Frozen):
         self._check_layers()
         if self.until is not None and self.until.policy == "correlation" and not self.model.shares_layers:
             raise ValueError("until.policy correlation needs shared layers; give model.stored_layers")
+        if self.until is not None and self.until.policy == "split" and self.model.shared_runs is None:
+            raise ValueError(f"until.policy split needs runs to split; give model.shared_runs: [{self.model.layers}]")
         return self
 
     def _check_layers(self) -> None:
         """Raises ValueError where the layers that run or learn cannot be those."""
         layers = self.model.layers
-        chosen = [key for key in ("path_layers", "frozen_layers", "submodel_layers") if getattr(self, key)]
+        keys = ("path_layers", "frozen_layers", "submodel_layers", "depth_up_to")
+        chosen = [key for key in keys if getattr(self, key)]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)}: one of them says which layers run; give one")
         if chosen and (self.model.shares_layers or self.model.thin_ffn is not None):
@@ -129,8 +136,26 @@ class Stage(Frozen):
             raise ValueError(f"frozen_layers {self.frozen_layers} leaves none of {layers} layers to learn")
         if self.submodel_layers is not None and layers % self.submodel_layers:
             raise ValueError(f"submodel_layers {self.submodel_layers} does not divide model.layers {layers}")
+        if self.depth_up_to is not None and self.depth_up_to <= layers:
+            raise ValueError(
+                f"depth_up_to {self.depth_up_to} is no more than model.layers {layers}; give more, or remove it"
+            )
         if self.pool > 1 and self.submodel_layers == 1:
             raise ValueError("pool needs two layers at least, and submodel_layers 1 runs one; give 2 or more")
+
+    def sharing(self, runs: tuple[int, ...]) -> Stage:
+        """The same stage, and by its digest the same configuration, with other runs of shared layers."""
+        if self.model.shared_runs == runs:
+            return self
+        keys = {**self.model.model_dump(), "shared_runs": runs, "stored_layers": len(runs)}
+        stage = self.model_copy(update={"model": Model.model_validate(keys)})
+        stage._planned = self.planned_model
+        return stage
+
+    @property
+    def planned_model(self) -> Model:
+        """The model that the configuration has."""
+        return self._planned or self.model
 
     def lasting(self, steps: int) -> Stage:
         """The same stage, and by its digest the same configuration, with another number of steps."""

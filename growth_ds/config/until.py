@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 
 from growth_ds.config.base import Frozen
 
-Policy = Literal["slope", "plateau", "correlation", "time", "g-stack"]
-THRESHOLDS: dict[str, float] = {"slope": -0.0475, "plateau": 0.01, "correlation": 0.5}
-"""slope: Shen et al. (arXiv 2203.06211) for width; correlation: Yang et al. (arXiv 2110.03848); plateau: ours."""
+Policy = Literal["slope", "plateau", "correlation", "split", "time", "g-stack"]
+THRESHOLDS: dict[str, float] = {"slope": -0.0475, "plateau": 0.01, "correlation": 0.5, "split": 0.5}
+"""slope: Shen et al. (arXiv 2203.06211) for width; correlation, split: Yang et al. (2110.03848); plateau: ours."""
 
 
 class Until(Frozen):
@@ -19,8 +19,10 @@ class Until(Frozen):
     policy: Policy
     """`slope`: of the training loss against the natural logarithm of the FLOPs, in nats, at or above the threshold.
     `plateau`: the mean loss of a window fell by less than the threshold from the window before it. `correlation`: the
-    median correlation of adjacent depths' gradients is below the threshold, while layers are shared. `time`: the run's
-    training seconds reach `seconds`. `g-stack`: the run's tokens reach what the formula of arXiv 2405.15319 gives."""
+    median correlation of adjacent depths' gradients is below the threshold, while layers are shared. `split`: that of
+    two depths of one run is (`model.shared_runs`); the next stage (`shared_runs: auto`) splits the run between them;
+    where it is lowest, if the steps are done first. `time`: the run's training seconds reach `seconds`. `g-stack`: the
+    run's tokens reach what the formula of arXiv 2405.15319 gives."""
     threshold: float | None = None
     seconds: float | None = Field(default=None, gt=0.0)
     """For `time`: training seconds since the start of the run."""

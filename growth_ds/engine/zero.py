@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from growth_ds import faults
 from growth_ds.engine import distributed, ds_config, loss_scale, scaling, scrub, shortcuts
 from growth_ds.engine.distributed import RankError
+from growth_ds.engine.easing import Easing
 from growth_ds.engine.fragments import UpdateScale, for_engine, multipliers, segments
 from growth_ds.engine.scrub import live_engines
 from growth_ds.engine.state import TensorState
@@ -107,6 +108,7 @@ class ZeroEngine:
         self._fragments = for_engine(self._ds, distributed.rank())
         self._store = ZeroStore(self._fragments, params, shapes)
         self._params, self._frozen = params, frozenset[str]()
+        self._easing: Easing | None = None
         scaling.defer(self._ds.optimizer, self._fragments.optimizer, clip)
         shortcuts.take(self._ds.optimizer)
         if update_scale is not None:
@@ -148,6 +150,13 @@ class ZeroEngine:
             if fragment is not None:
                 held.append((fragment.master, fragment.offset, fragment.numel))
         self._fragments.optimizer.held, self._frozen = held, names
+
+    def ease(self, progress: float) -> None:
+        """Put the multipliers of rates, of groups and of elements, at `progress` in [0, 1] on their way to 1."""
+        if self._easing is None and progress > 0.0:
+            self._easing = Easing(self._fragments.optimizer)
+        if self._easing is not None:
+            self._easing.to(progress)
 
     @property
     def state(self) -> ZeroStore:

@@ -130,7 +130,7 @@ def _layer_moment(plan: GrowthPlan, layer: int, kind: str, x: Tensor) -> Tensor:
     if not isinstance(plan.maps.get("stored_layer"), AxisMap):
         return x
     policy = plan.grow.layer_moments or plan.grow.moments
-    ran = (plan.old["layer"] // plan.old["stored_layer"]) / (plan.new["layer"] // plan.new["stored_layer"])
+    ran = plan.depth_order(new=False).count(plan.source_layer(layer)) / plan.depth_order(new=True).count(layer)
     if ran > 1 and policy != "copy":
         # A shared layer's gradient was the sum over its depths. Each keeps its part of the mean; the mean square of
         # parts that agree little is a part too, and one that is too large makes steps too short, never too long.

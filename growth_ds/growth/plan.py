@@ -118,9 +118,16 @@ class GrowthPlan:
             return frozenset(zeroed)
         if self.ramp and "gate" in self.ramp.start:
             closed = torch.nonzero(self.ramp.start["gate"] == 0).flatten().tolist()
-            return frozenset(depth % self.new["stored_layer"] for depth in closed)
+            return frozenset(self.depth_order(new=True)[depth] for depth in closed)
         each = self.maps.get("stored_layer")
         return frozenset(torch.nonzero(each.copy_number()).flatten().tolist() if isinstance(each, AxisMap) else ())
+
+    def depth_order(self, new: bool) -> list[int]:
+        """Which stored layer runs at each depth, of the grown model (`new`) or of the old one."""
+        if self.models:
+            return self.models[-1 if new else 0].layer_order
+        sizes = self.new if new else self.old
+        return [depth % sizes["stored_layer"] for depth in range(sizes["layer"])]
 
     def source_layer(self, layer: int) -> int:
         """The old stored layer that new stored layer `layer` copies."""
@@ -216,7 +223,7 @@ class GrowthPlan:
             "old": self.old,
             "new": self.new,
             "maps": {axis: each.to_json() for axis, each in self.maps.items()},
-            "policy": self.grow.model_dump(mode="json", include=_POLICY),
+            "policy": self.grow.model_dump(mode="json", include=_POLICY - self.grow.unsaid()),
             "overrides": {pattern: dict(sorted(rows.items())) for pattern, rows in self.overrides.items()},
             "ramp": self.ramp.to_json() if self.ramp else None,
             "added": sorted(self.added),
@@ -228,6 +235,9 @@ class GrowthPlan:
             resolved["rank_noise"] = self.grow.rank_noise
         if self.splits:
             resolved["units"] = {str(layer): each.tolist() for layer, each in self.units.items()} if self.order else {}
+        runs = [model.shared_runs for model in self.models]
+        if any(runs):  # the digests of before they were there stay
+            resolved["shared_runs"] = runs
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -250,6 +260,7 @@ class GrowthPlan:
 
 
 _POLICY = {"seed", "moments", "layer_moments", "fresh_moments", "damping", "step", "rewind", "rewarm", "lr"}
+_POLICY |= {"to_peak", "lr_decay"}
 
 
 def _composed(first: AxisMap | DenseMap, later: AxisMap | DenseMap) -> AxisMap | DenseMap:

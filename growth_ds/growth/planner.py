@@ -64,7 +64,7 @@ def make_plan(
         raise UserError("grow.ffn: masks do not fit thin FFN layers; end them first (thin_ffn: null), or use tile")
     if FFN_RANK in after and "ffn" in grown and grown["ffn"].map.donor is not None:
         raise UserError("grow.ffn: units of the next layer fit no factors of this; give ffn_rank: null, or recipe fpi")
-    _check_rates(plan)
+    _check_rates(plan, limit)
     if grow.require_exact and not plan.exact:
         axis, reason = next(iter(plan.inexact.items()))
         raise UserError(f"grow.require_exact: axis {axis}: {reason}; change the size, or drop require_exact")
@@ -76,7 +76,10 @@ def splits(old: Model, new: Model, grow: Grow) -> bool:
     return old.experts == 1 < new.experts and grow.recipe_for("experts") == MOEBERT
 
 
-def _check_rates(plan: GrowthPlan) -> None:
+def _check_rates(plan: GrowthPlan, limit: int | None) -> None:
+    if limit is not None and plan.grow.lr_decay > limit:
+        steps = plan.grow.lr_decay
+        raise UserError(f"grow.lr_decay: {steps} steps do not end within the stage's {limit}; make it at most {limit}")
     for axis, each in plan.maps.items():
         if plan.grow.lr != "keep" and isinstance(each, AxisMap) and bool((each.share[~each.is_fresh] == 0).any()):
             raise UserError(f"grow.lr: {plan.grow.lr} would stop units of axis {axis} whose share is 0; use lr: keep")
@@ -112,6 +115,10 @@ def _check_keys(old: Model, new: Model) -> None:
         key = "experts" if old.experts != new.experts else "routing_seed"
         was, wanted = getattr(old, key), getattr(new, key)
         raise UserError(f"model.{key}: cannot change from {was} to {wanted} once there are experts; keep {was}")
+    same = (old.layers, old.stored_layers) == (new.layers, new.stored_layers)
+    if same and old.layer_order != new.layer_order:
+        runs = list(old.shared_runs) if old.shared_runs else f"{old.stored_layers} in turn"
+        raise UserError(f"model.shared_runs: a growth splits runs, it moves no end of one; keep {runs}, or split them")
     if old.norm_eps != new.norm_eps and old.norm != "pre":
         raise UserError(f"model.norm_eps: a growth cannot change it from {old.norm_eps:g} to {new.norm_eps:g}; keep it")
 

@@ -179,8 +179,7 @@ def _silent(plan: GrowthPlan, axis: str, each: AxisMap) -> bool:
 
 def executed_before(plan: GrowthPlan) -> list[tuple[object, object]]:
     """(layer, norm at its end) in the order they run, as stored layers of the old model."""
-    stored = [depth % plan.old["stored_layer"] for depth in range(plan.old["layer"])]
-    return [(layer, layer) for layer in stored]
+    return [(layer, layer) for layer in plan.depth_order(new=False)]
 
 
 def executed_after(plan: GrowthPlan) -> list[tuple[object, object]]:
@@ -191,8 +190,7 @@ def executed_after(plan: GrowthPlan) -> list[tuple[object, object]]:
     """
     gates = plan.ramp.start.get("gate") if plan.ramp else None
     result: list[tuple[object, object]] = []
-    for depth in range(plan.new["layer"]):
-        layer = depth % plan.new["stored_layer"]
+    for depth, layer in enumerate(plan.depth_order(new=True)):
         if gates is not None and float(gates[depth]) not in (0.0, 1.0):
             return [("half open", depth)]
         if gates is not None and float(gates[depth]) == 0.0:
@@ -213,9 +211,9 @@ def _normalises_twice(plan: GrowthPlan) -> bool:
     In exact numbers it is the identity only for a LayerNorm without an epsilon.
     """
     gates = plan.ramp.start.get("gate") if plan.ramp else None
-    depths = range(plan.new["layer"]) if not plan.pre_norm else range(0)
-    running = [depth for depth in depths if gates is None or float(gates[depth]) != 0.0]
-    return any(_layer(plan, depth % plan.new["stored_layer"])[0] is None for depth in running)
+    order = plan.depth_order(new=True) if not plan.pre_norm else []
+    running = [layer for depth, layer in enumerate(order) if gates is None or float(gates[depth]) != 0.0]
+    return any(_layer(plan, layer)[0] is None for layer in running)
 
 
 def _layer(plan: GrowthPlan, layer: int) -> tuple[object, object, object]:

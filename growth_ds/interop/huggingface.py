@@ -278,7 +278,8 @@ def _their_tensors(model: Model, read: Callable[[str], Tensor]) -> dict[str, Ten
             raise ValueError(f"'{name}' has shape {tuple(tensor.shape)}, the model says {shape}")
         depths: list[int | None] = [None]
         if name.startswith("layers."):
-            depths = list(range(int(name.split(".")[1]), model.layers, model.stored_layers))
+            own = int(name.split(".")[1])
+            depths = [depth for depth, stored in enumerate(model.layer_order) if stored == own]
         for depth in depths:
             keys = names.their_names(model, name, depth)
             for key, part in zip(keys, tensor.chunk(len(keys)), strict=True):

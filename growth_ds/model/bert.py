@@ -12,6 +12,7 @@ batch, K of each row, Q positions of each row that a layer is asked for (K, and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ClassVar, Protocol
 
@@ -120,20 +121,31 @@ class Bert(nn.Module):
     path: frozenset[int] | None = None
     """The depths that a training step runs, the last among them, set from outside before each step; None: all."""
 
+    order: tuple[int, ...] | None = None
+    """The stored layer that a training step runs at each depth (`take_order`); None: `layer_order`."""
+
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
+        self.times: list[int] = []
+        """At how many depths each stored layer runs in a training step."""
         self.embeddings = Embeddings(model)
         self.layers = nn.ModuleList(Layer(model, model.ffn_of(layer)) for layer in range(model.stored_layers))
         self.norm = Norm(model.hidden, eps=model.norm_eps) if model.norm == "pre" else None
         self.head = Head(model)
         self.pooler = nn.Linear(model.hidden, model.hidden) if model.nsp else None
         self.nsp = nn.Linear(model.hidden, 2) if model.nsp else None
+        self.take_order(None)
 
     @property
     def layer_order(self) -> list[int]:
         """Which stored layer runs at each depth."""
-        return [depth % self.model.stored_layers for depth in range(self.model.layers)]
+        return self.model.layer_order
+
+    def take_order(self, order: tuple[int, ...] | None) -> None:
+        """Set which stored layer training steps run at each depth from now on, every one somewhere; None: as ever."""
+        self.order, ran = order, self.layer_order if order is None else list(order)
+        self.times[:] = [ran.count(stored) for stored in range(self.model.stored_layers)]
 
     def compile_layers(self, **options: Any) -> None:
         """Run every layer as `torch.compile(**options)` makes it: one graph for all, with the fused ops as calls."""
@@ -145,10 +157,14 @@ class Bert(nn.Module):
 
         Once, when its parameters are those that will be trained (Yang et al., arXiv 2110.03848, section 3.1).
         """
-        times = self.model.layers // self.model.stored_layers
-        if self.model.shared_gradient == "mean" and times > 1:
-            for parameter in self.layers.parameters():
-                parameter.register_hook(lambda gradient: gradient / times)
+        times = self.times  # not self: a parameter that knows its module is freed late
+
+        def divided(stored: int) -> Callable[[Tensor], Tensor]:
+            return lambda gradient: gradient if times[stored] == 1 else gradient / times[stored]
+
+        for stored, layer in enumerate(self.layers if self.model.shared_gradient == "mean" else ()):
+            for parameter in layer.parameters():
+                parameter.register_hook(divided(stored))
 
     def encode(
         self, ids: Tensor, segments: Tensor, attention_mask: Tensor | None = None, asked: Tensor | None = None
@@ -161,7 +177,10 @@ class Bert(nn.Module):
         ragged, where = Ragged.of(attention_mask), asked
         if ragged is not None and asked is not None:
             where = ragged.find(asked)
-        first, depths = self.window if self.training and self.window is not None else (0, self.model.layers)
+        order, gates = self.layer_order, self._gates()
+        if self.training and self.order is not None:
+            order, gates = list(self.order), [gates[stored] for stored in self.order]
+        first, depths = self.window if self.training and self.window is not None else (0, len(order))
         with _learning(first == 0):
             x = self.embeddings(ids, segments, ramp=self.ramp, ragged=ragged)
         zero: Tensor | float = 0.0  # with gradients of zeros
@@ -172,7 +191,7 @@ class Bert(nn.Module):
         if self.pool > 1 and ragged is None and asked is not None:
             kept, where = pooled(x, asked, self.pool)
         seen = ragged if self.attention_window is None else self._local(ragged, where)
-        for depth, (stored, gate) in enumerate(zip(self.layer_order, self._gates(), strict=True)):
+        for depth, (stored, gate) in enumerate(zip(order, gates, strict=True)):
             if depth == depths - 1 and where is not None:
                 kept, routes = _take(x, where), routes and routes.taken(where)
             runs = depth < depths and not (self.training and self.path is not None and depth not in self.path)

@@ -17,6 +17,7 @@ SHAPES = [
     small(nsp=False, norm="pre"),
     small(heads=5, ffn=31),
     small(layers=6, stored_layers=2),
+    small(layers=6, shared_runs=[2, 4]),
     small(layers=4, thin_ffn=3),
     small(layers=3, experts=4, nsp=True),
     small(hidden=32, heads=4, head_size=8, ffn=128, vocab_size=301, positions=64),

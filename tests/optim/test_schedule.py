@@ -70,6 +70,25 @@ def test_a_growth_moves_the_schedule_back():
     assert rates(three, (60, 85, 86, 99)) == pytest.approx([0.1, 0.1, 0.2, 86 / 90])
 
 
+def test_a_growth_moves_the_schedule_back_to_its_peak():
+    """MSG: the rate is the peak at the growth, and falls as it fell; 100 steps, 10 of them warm-up."""
+    peak = {"to_peak": True}
+    three = run(
+        {"steps": 40}, {"steps": 20, "grow": peak}, {"steps": 40, "grow": {**peak, "rewarm": 1}}, lr=2.0, warmup=10
+    )
+    assert rates(three, (9, 10, 39)) == pytest.approx([2.0, 2.0, 2 * 61 / 90])
+    assert rates(three, (40, 41, 59)) == pytest.approx([2.0, 2 * 89 / 90, 2 * 71 / 90])
+    assert rates(three, (60, 61, 99)) == pytest.approx([1.0, 2 * 89 / 90, 2 * 51 / 90])
+    by_hand = run(
+        {"steps": 40}, {"steps": 20, "grow": {"rewind": 30}}, {"steps": 40, "grow": {"rewind": 20}}, warmup=10
+    )
+    assert rates(three, range(61, 100)) == pytest.approx([2.0 / 1e-4 * rate for rate in rates(by_hand, range(61, 100))])
+    early = run({"steps": 5}, {"steps": 95, "grow": peak}, lr=1.0, warmup=10)
+    assert rates(early, range(100)) == rates(run({"steps": 5}, {"steps": 95}, lr=1.0, warmup=10), range(100))
+    with pytest.raises(ValueError, match="give one of them"):
+        run({"steps": 5}, {"steps": 5, "grow": {**peak, "rewind": 3}})
+
+
 def test_rewinding_does_nothing_to_a_schedule_of_the_stage():
     stages = [{"steps": 40}, {"steps": 30, "grow": {"rewind": 15}}, {"steps": 30}]
     plain = [{"steps": 40}, {"steps": 30}, {"steps": 30}]

@@ -72,8 +72,21 @@ def unshare(ask: Ask) -> AxisMap:
     """Share-then-unshare: stored layers become several, the order in which weights run stays; moments are divided."""
     if ask.before.layers != ask.after.layers:
         raise UserError(f"unshare keeps the number of executed layers, {ask.before.layers}, and {ask.after.layers} run")
-    ask.times("unshare")
-    return tiled(ask)
+    if ask.before.shared_runs is None and ask.after.shared_runs is None:
+        ask.times("unshare")
+        return tiled(ask)
+    return AxisMap.even(_parted(ask), ask.old)
+
+
+def _parted(ask: Ask) -> torch.Tensor:
+    """The old stored layer that ran where each new one does. Raises UserError where that was not one alone."""
+    ran: list[set[int]] = [set() for _ in range(ask.new)]
+    for old, new in zip(ask.before.layer_order, ask.after.layer_order, strict=True):
+        ran[new].add(old)
+    mixed = [new for new, olds in enumerate(ran) if len(olds) > 1]
+    if mixed:
+        raise UserError(f"unshare splits runs, and stored layer {mixed[0]} would run where {len(ran[mixed[0]])} did")
+    return torch.tensor([min(olds) for olds in ran])
 
 
 @recipe("tile-edge", axes=("layers", "hidden", "heads", "ffn"), paper="arXiv 2412.13663", exact={"layers": "never"})

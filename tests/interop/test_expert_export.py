@@ -18,6 +18,7 @@ from growth_ds.interop.expert_folder import write_experts
 from growth_ds.interop.huggingface import write_huggingface
 from growth_ds.model.experts import routing_table
 from growth_ds.model.layout import parameter_shapes
+from tests.checkpoints import write_random
 from tests.cli import growth_ds, tree
 from tests.growth.models import delta, random_bert, rows, small
 from tests.interop.recipe_runs import write_rows
@@ -154,3 +155,15 @@ def test_moebert_offline_needs_text_and_measures_on_it(run, tmp_path, store):
         top = order[layer][:2]
         for expert in range(3):
             assert torch.equal(grown.tensor("weight", name)[expert, :2], old.tensor("weight", name)[top])
+
+
+def test_deepspeeds_universal_folder_holds_it(run, tmp_path):
+    ours = write_random(tmp_path / "ours", small(experts=3, routing_seed=2))
+    for source, out, to in (("ours", "universal", "universal"), ("universal", "again", "checkpoint")):
+        result = run("convert", tmp_path / source, "--out", tmp_path / out, "--to", to)
+        assert result.code == 0, result.err
+    again = Checkpoint(tmp_path / "again")
+    assert again.model == ours.model
+    for name in ours.shapes():
+        for kind in ("weight", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(again.tensor(kind, name), ours.tensor(kind, name))

@@ -55,6 +55,8 @@ class Model(Frozen):
     """Feed-forward parts of every layer, of `ffn` units each, of which a position goes through one. 1: a plain BERT."""
     routing_seed: int = Field(default=0, ge=0)
     """With experts: of the table token id -> expert (`growth_ds.model.experts.routing_table`)."""
+    light_every: int | None = Field(default=None, gt=1)
+    """Light attention (CompoundGrow): the last of so many layers uses the attention probabilities of the one before."""
     head_size: int = Field(gt=0)
     """Units of one attention head; hidden / heads unless given, and kept by a growth."""
     stored_layers: int = Field(gt=0)
@@ -146,6 +148,18 @@ class Model(Frozen):
         """Units of the feed-forward layer in stored layer `layer`."""
         return self.ffn if self.thin_ffn is None or layer % self.thin_every else self.thin_ffn
 
+    @model_validator(mode="after")
+    def _light(self) -> Model:
+        if self.light_every is not None and (self.light_every > self.layers or self.shares_layers):
+            raise ValueError(f"light_every {self.light_every} needs as many layers at least, which share no weights")
+        if self.light_every is not None and self.experts > 1:
+            raise ValueError("light_every and experts do not go together; leave one of them out")
+        return self
+
+    def is_light(self, layer: int) -> bool:
+        """Whether a layer attends with the probabilities of the one before it."""
+        return self.light_every is not None and layer % self.light_every == self.light_every - 1
+
     def std_of(self, name: str) -> float:
         """Standard deviation of a matrix's initial weights. Of a factor: the product's is then `init_std`."""
         if self.ffn_rank is None or name.split(".")[-2] not in FACTORS:
@@ -183,9 +197,9 @@ def inherit_model(previous: dict[str, Any], given: dict[str, Any]) -> dict[str, 
 
     The head size is kept by a growth, so it is written out; `stored_layers` follows `layers` unless layers are shared,
     and of it and `shared_runs` a new one ends the old other; `thin_ffn: null` ends thin layers, `ffn_rank: null`
-    low-rank ones.
+    low-rank ones, `light_every: null` light attention.
     """
-    ends = (THIN, FFN_RANK)
+    ends = (THIN, FFN_RANK, "light_every")
     merged = {**previous, **{key: value for key, value in given.items() if value is not None or key in ends}}
     unshared = previous.get("stored_layers") in (None, previous.get("layers"))
     if given.get("stored_layers") is None and (unshared or given.get("shared_runs") is not None):

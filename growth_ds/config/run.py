@@ -267,8 +267,9 @@ class Run(Frozen):
                     del stage[key]
             if stage["model"]["shared_gradient"] == "sum":
                 del stage["model"]["shared_gradient"]
-            if stage["model"]["ffn_rank"] is None:
-                del stage["model"]["ffn_rank"]
+            for key in ("ffn_rank", "light_every"):
+                if stage["model"][key] is None:
+                    del stage["model"][key]
             if stage["grow"]["rank_noise"] == 0.0:
                 del stage["grow"]["rank_noise"]
             if stage["model"]["experts"] == 1:

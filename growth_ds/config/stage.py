@@ -126,7 +126,11 @@ class Stage(Frozen):
         chosen = [key for key in keys if getattr(self, key)]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)}: one of them says which layers run; give one")
-        if chosen and (self.model.shares_layers or self.model.thin_ffn is not None):
+        if self.model.light_every is not None and (self.pool > 1 or self.attention_window is not None):
+            key = "pool" if self.pool > 1 else "attention_window"
+            raise ValueError(f"{key} and model.light_every: probabilities of one layer do not fit the next; give one")
+        alike = self.model.thin_ffn is None and self.model.light_every is None
+        if chosen and (self.model.shares_layers or not alike):
             raise ValueError(f"{chosen[0]} needs layers that are alike and share nothing")
         if self.model.experts > 1 and (chosen or self.pool > 1):
             raise ValueError(f"{(*chosen, 'pool')[0]} does not go with model.experts; leave one of them out")

@@ -15,6 +15,7 @@ from growth_ds.axes import parse
 from growth_ds.config import EXPERT
 from growth_ds.growth.axis_map import AxisMap
 from growth_ds.growth.dense import DenseMap
+from growth_ds.growth.light import joined
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.product import product
 
@@ -118,6 +119,9 @@ def _read(plan: GrowthPlan, name: str, old: str, kind: str, source: Source, span
         layer = old.split(".")[1]
         factors = [factor.replace("{layer}", layer) for factor in plan.products[pattern]]
         return product(plan, name, (factors[0], factors[1]), kind, source.tensor, span)
+    if ".qkv." in old and int(old.split(".")[1]) in plan.light:
+        size = torch.Size(parse(plan.layout[pattern]).shape(plan.old)).numel()
+        return joined(old, size, kind, source, span)
     return source.tensor(kind, old) if span is None else source.range(kind, old, *span)
 
 

@@ -48,6 +48,8 @@ class GrowthPlan:
     """The models from the first to the last, more than two for a composition; empty where none were given."""
     parts: tuple[GrowthPlan, ...] = ()
     """The growths that a composition is made of."""
+    light: tuple[int, ...] = ()
+    """Old layers that used the probabilities of the layer before, and get queries and keys of their own."""
     products: Mapping[str, Factors] = field(default_factory=dict)
     """Parameters (names in the layout) -> the two old ones that they are the product of (`product.py`)."""
     order: Order = field(default_factory=dict)
@@ -56,7 +58,7 @@ class GrowthPlan:
     @property
     def is_identity(self) -> bool:
         """Whether every tensor stays as it is."""
-        return not (self.maps or self.added or self.overrides or self.thin or self.products)
+        return not (self.maps or self.added or self.overrides or self.thin or self.products or self.light)
 
     @property
     def moments(self) -> str:
@@ -142,7 +144,7 @@ class GrowthPlan:
         if later.old != self.new:
             raise ValueError(f"cannot compose: this plan ends with {self.new}, the next starts with {later.old}")
         if any(
-            each.overrides or each.ramp or each.added or each.thin or each.products or each.splits
+            each.overrides or each.ramp or each.added or each.thin or each.products or each.splits or each.light
             for each in (self, later)
         ):
             raise ValueError("cannot compose: one of the plans has a ramp, new parameters or values for single layers")
@@ -179,6 +181,9 @@ class GrowthPlan:
             most, reason = min(self.new["hidden"], self.new["ffn"]), inexact.get(FFN_RANK)
             record = {"axis": FFN_RANK, "old": self.old[FFN_RANK], "new": most, "recipe": "multiply-out"}
             records.append({**record, "exact": reason is None, "reason": reason})
+        if self.light:
+            record = {"axis": "light_layer", "old": len(self.light), "new": 0, "recipe": "copy-queries-and-keys"}
+            records.append({**record, "exact": False, "reason": inexact["light_layer"]})
         if self.added:
             records.append({"axis": "nsp", "old": 0, "new": 1, "recipe": "add-nsp", "exact": True, "reason": None})
         return records
@@ -230,6 +235,8 @@ class GrowthPlan:
             "thin": {str(layer): each.to_json() for layer, each in self.thin.items()},
             "std": self.std,
         }
+        if self.light:
+            resolved["light"] = list(self.light)
         if self.products:  # left out where there is none, as in the digests of before it was there
             resolved["products"] = {name: list(factors) for name, factors in sorted(self.products.items())}
             resolved["rank_noise"] = self.grow.rank_noise

@@ -53,12 +53,12 @@ def make_plan(
         names[THIN] = recipe_name
     if splits(old, new, grow):
         names["ffn"] = MOEBERT
-    made = products(rows(old), rows(new))
+    made, light = products(rows(old), rows(new)), _light(old, new)
     plan = GrowthPlan(
         rows(new), before, after, {axis: each.map for axis, each in grown.items()}, names, grow,
         _overrides(grown),
         _ramp(grow, grown, steps, limit), thin, frozenset(set(rows(new)) - set(rows(old)) - set(made)), (old, new),
-        products=made, order=order or {},
+        light=light, products=made, order=order or {},
     )  # fmt: skip
     if new.thin_ffn is not None and plan.ramp and "ffn" in plan.ramp.start:
         raise UserError("grow.ffn: masks do not fit thin FFN layers; end them first (thin_ffn: null), or use tile")
@@ -167,6 +167,19 @@ def _thin(
         raise UserError("grow.ffn: thin layers grow by copies alone; use ffn-share, tile, interleave, fpi or zero-pad")
     layers = range(0, old.stored_layers, old.thin_every)
     return dict.fromkeys(layers, grown.map), named if isinstance(named, str) else "sources"
+
+
+def _light(old: Model, new: Model) -> tuple[int, ...]:
+    """Layers whose light attention ends. Raises UserError for what is not its end."""
+    if old.light_every == new.light_every:
+        if old.light_every is not None and old.layers != new.layers:
+            raise UserError("model.layers: cannot grow beside light attention; give light_every: null with it")
+        return ()
+    if new.light_every is not None:
+        raise UserError(
+            f"model.light_every: cannot change from {old.light_every} to {new.light_every} in a growth; null ends it"
+        )
+    return tuple(filter(old.is_light, range(old.layers)))
 
 
 def _apply(rows: Rows, found: Mapping[str, Recipe], named: Any, ask: Ask) -> tuple[Recipe | None, Grown]:

@@ -34,6 +34,8 @@ def inexact(plan: GrowthPlan) -> dict[str, str]:
         reason = _parallel(plan, "ffn", each)
         if reason:
             reasons[THIN] = reason
+    if plan.light:
+        reasons["light_layer"] = "queries and keys of the layer before meet another input; exact: light layers kept"
     if plan.products and plan.grow.rank_noise:
         reasons[FFN_RANK] = "noise comes on the matrices that are multiplied out; exact: rank_noise 0"
     if "stored_layer" not in reasons and executed_after(plan) != executed_before(plan):

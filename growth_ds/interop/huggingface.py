@@ -213,6 +213,8 @@ def write_huggingface(
         read, model = whole(parameter_shapes(model), read), model.model_copy(update={"ffn_rank": None})
     if model.experts > 1:
         raise UserError(f"{out}: transformers holds no BERT with experts; growth-ds export writes a folder of its own")
+    if model.light_every is not None:
+        raise UserError(f"{out}: transformers holds no model with light attention; export after it has ended")
     if model.thin_ffn is not None:
         raise UserError(f"{out}: transformers holds no model with thin_ffn layers; export after they have grown")
     if model.heads * model.head_size != model.hidden:

@@ -24,8 +24,9 @@ from torch.utils.checkpoint import checkpoint
 from growth_ds.config import Model
 from growth_ds.errors import UserError
 from growth_ds.model import layout
-from growth_ds.model.blocks import Embeddings, Head, Layer, Norm, Ramp, normed
+from growth_ds.model.blocks import Embeddings, Head, Layer, Norm, Ramp, Seen, normed
 from growth_ds.model.experts import Routes
+from growth_ds.ops.light_attention import Lending, rows_of
 from growth_ds.ops.local_attention import Local
 from growth_ds.ops.ragged import Ragged, flat_places
 
@@ -130,7 +131,9 @@ class Bert(nn.Module):
         self.times: list[int] = []
         """At how many depths each stored layer runs in a training step."""
         self.embeddings = Embeddings(model)
-        self.layers = nn.ModuleList(Layer(model, model.ffn_of(layer)) for layer in range(model.stored_layers))
+        self.layers = nn.ModuleList(
+            Layer(model, model.ffn_of(layer), model.is_light(layer)) for layer in range(model.stored_layers)
+        )
         self.norm = Norm(model.hidden, eps=model.norm_eps) if model.norm == "pre" else None
         self.head = Head(model)
         self.pooler = nn.Linear(model.hidden, model.hidden) if model.nsp else None
@@ -174,7 +177,8 @@ class Bert(nn.Module):
         ids, segments (B, T) int64; attention_mask (B, T) bool, None = no padding. With padding every row
         has a real position, those that are asked for are real, and without `asked` the states of padding are zeros.
         """
-        ragged, where = Ragged.of(attention_mask), asked
+        is_light = self.model.light_every is not None  # then rows keep their padding
+        ragged, where = Ragged.of(None if is_light else attention_mask), asked
         if ragged is not None and asked is not None:
             where = ragged.find(asked)
         order, gates = self.layer_order, self._gates()
@@ -191,6 +195,7 @@ class Bert(nn.Module):
         if self.pool > 1 and ragged is None and asked is not None:
             kept, where = pooled(x, asked, self.pool)
         seen = ragged if self.attention_window is None else self._local(ragged, where)
+        lent: Tensor | None = None  # probabilities of the layer before, if the next one uses them
         for depth, (stored, gate) in enumerate(zip(order, gates, strict=True)):
             if depth == depths - 1 and where is not None:
                 kept, routes = _take(x, where), routes and routes.taken(where)
@@ -200,7 +205,10 @@ class Bert(nn.Module):
             if not runs:
                 continue
             with _learning(depth >= first):
-                y = self._layer(self.layers[stored], x, kept, seen, routes)
+                if is_light:
+                    y, lent = self._lending(depth, x, kept, where, attention_mask, lent)
+                else:
+                    y = self._layer(self.layers[stored], x, kept, seen, routes=routes)
             # A closed gate gives x to the last bit; its layer is computed, for ZeRO expects every gradient.
             if gate != 1.0:
                 x = x if kept is None else kept
@@ -208,6 +216,8 @@ class Bert(nn.Module):
             x, kept = y, None
         x = x + zero if isinstance(zero, Tensor) else x
         x = x if self.norm is None else normed(self.norm, x, self.ramp)
+        if is_light and attention_mask is not None and asked is None:
+            return x * attention_mask[..., None]
         if ragged is None:
             return x
         return ragged.spread(x) if asked is None else x.view(*asked.shape, -1)
@@ -223,14 +233,23 @@ class Bert(nn.Module):
             raise UserError("attention_window: rows with padding or pooled positions need full attention")
         return Local(self.attention_window, where)
 
-    def _layer(
-        self, layer: nn.Module, x: Tensor, kept: Tensor | None, ragged: Ragged | Local | None,
-        routes: Routes | None = None,
-    ) -> Tensor:  # fmt: skip
+    def _lending(
+        self, depth: int, x: Tensor, kept: Tensor | None, where: Tensor | None, mask: Tensor | None, lent: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """One layer of a model with light attention; beside its output its probabilities, if the next one uses them."""
+        if self.model.is_light(depth):
+            assert lent is not None, "a light layer is never the first"
+            lent = lent if kept is None or where is None else rows_of(lent, where)
+            return self._layer(self.layers[depth], x, kept, None, lent=lent), None
+        lends = depth + 1 < self.model.layers and self.model.is_light(depth + 1)
+        y = self._layer(self.layers[depth], x, kept, Lending(mask) if lends or mask is not None else None)
+        return y if isinstance(y, tuple) else (y, None)
+
+    def _layer(self, layer: nn.Module, x: Tensor, kept: Tensor | None, ragged: Seen, **more: Any) -> Any:
         if not (self.activation_checkpointing and torch.is_grad_enabled()):
-            return layer(x, ramp=self.ramp, kept=kept, ragged=ragged, routes=routes)
+            return layer(x, ramp=self.ramp, kept=kept, ragged=ragged, **more)
         # It restores torch's random state, from which every dropout comes.
-        return checkpoint(layer, x, ramp=self.ramp, kept=kept, ragged=ragged, routes=routes, use_reentrant=False)
+        return checkpoint(layer, x, ramp=self.ramp, kept=kept, ragged=ragged, use_reentrant=False, **more)
 
     def _gates(self) -> list[float]:
         """The gate of each depth; ValueError for a ramp that the model does not know."""

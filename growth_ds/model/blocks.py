@@ -18,12 +18,13 @@ from growth_ds.model.experts import Down, ExpertNorm, Routes, Up, by_expert
 from growth_ds.ops.attention import attention
 from growth_ds.ops.bias_dropout_residual_layer_norm import bias_dropout_residual_layer_norm
 from growth_ds.ops.bias_gelu import bias_gelu
+from growth_ds.ops.light_attention import Lending, weighted
 from growth_ds.ops.local_attention import Local
 from growth_ds.ops.masked_lm_loss import masked_lm_loss
 from growth_ds.ops.ragged import Ragged
 
 Ramp = Mapping[str, Tensor]
-Seen = Ragged | Local | None
+Seen = Ragged | Local | Lending | None
 """What attends to what, where it is not everything to everything in its row."""
 
 
@@ -135,10 +136,11 @@ class QueryKeyValue(nn.Linear):
 class Layer(nn.Module):
     """Self-attention and feed-forward, each with its residual."""
 
-    def __init__(self, model: Model, ffn: int) -> None:
+    def __init__(self, model: Model, ffn: int, light: bool = False) -> None:
         super().__init__()
         inner = model.heads * model.head_size
-        self.qkv = QueryKeyValue(model.hidden, 3 * inner)
+        # A light layer has values alone.
+        self.qkv = nn.Linear(model.hidden, inner) if light else QueryKeyValue(model.hidden, 3 * inner)
         self.out = nn.Linear(inner, model.hidden)
         self.attention_norm = Norm(model.hidden, eps=model.norm_eps)
         self.ffn_norm: nn.Module = Norm(model.hidden, eps=model.norm_eps)
@@ -156,9 +158,12 @@ class Layer(nn.Module):
 
     def forward(
         self, x: Tensor, ramp: Ramp | None = None, kept: Tensor | None = None, ragged: Seen = None,
-        routes: Routes | None = None,
-    ) -> Tensor:  # fmt: skip
+        routes: Routes | None = None, lent: Tensor | None = None,
+    ) -> Any:  # fmt: skip
         """x (B, T, H) -> (B, T, H), or for `kept` (B, Q, H), which alone ask and go on, (B, Q, H).
+
+        Where `ragged` is `Lending`, the probabilities (B, N, T, T) beside it; `lent` (B, N, Q, T): those of the layer
+        before, for a light layer.
 
         With padding: x (1, S, H) of the positions that are real, as `ragged` says, and kept (1, B*Q, H) of them.
         `routes`: the experts of the positions that go on, in a model that has experts.
@@ -166,26 +171,35 @@ class Layer(nn.Module):
         residual, p = x if kept is None else kept, self.model.dropout
         if self.model.norm == "pre":
             asking = None if kept is None else normed(self.attention_norm, kept, ramp)
-            mixed = self._attention(normed(self.attention_norm, x, ramp), ramp, asking, ragged)
+            mixed, lending = self._attention(normed(self.attention_norm, x, ramp), ramp, asking, ragged, lent)
             x, by = by_expert(residual + F.dropout(mixed, p, self.training), routes)
             x = x + F.dropout(self._ffn(normed(self.ffn_norm, x, ramp, **by), ramp, by), p, self.training)
-            return x if routes is None else routes.restore(x)
-        mixed = self._attention(x, ramp, kept, ragged)
-        x, by = by_expert(normed(self.attention_norm, mixed, ramp, residual=residual, dropout=p), routes)
-        x = normed(self.ffn_norm, self._ffn(x, ramp, by), ramp, residual=x, dropout=p, **by)
-        return x if routes is None else routes.restore(x)
+        else:
+            mixed, lending = self._attention(x, ramp, kept, ragged, lent)
+            x, by = by_expert(normed(self.attention_norm, mixed, ramp, residual=residual, dropout=p), routes)
+            x = normed(self.ffn_norm, self._ffn(x, ramp, by), ramp, residual=x, dropout=p, **by)
+        x = x if routes is None else routes.restore(x)
+        return x if lending is None else (x, lending)
 
-    def _attention(self, x: Tensor, ramp: Ramp | None, kept: Tensor | None, ragged: Seen) -> Tensor:
+    def _attention(
+        self, x: Tensor, ramp: Ramp | None, kept: Tensor | None, ragged: Seen, lent: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         dropout, heads = self.model.attention_dropout if self.training else 0.0, self.model.heads
-        packed = self.qkv(x, kept=kept)
-        if ragged is None:
+        packed = self.qkv(x, kept=kept) if lent is None else (self.qkv(x),)
+        lending: Tensor | None = None
+        if lent is not None:
+            mixed = weighted(lent, packed[0], dropout)
+        elif isinstance(ragged, Lending):
+            lending = ragged.probabilities(packed, heads)
+            mixed = weighted(lending, packed[-1][..., -heads * self.model.head_size :], dropout)
+        elif ragged is None:
             mixed = attention(packed, heads, None, dropout)  # (B, Q, N*D)
         else:
             mixed = ragged.attention(packed, heads, dropout)
         if ramp is not None and "head" in ramp:
             by_head = mixed.unflatten(2, (heads, -1))
             mixed = (by_head * ramp["head"].to(mixed)[:, None]).flatten(2)
-        return self.out(mixed)
+        return self.out(mixed), lending
 
     def _ffn(self, x: Tensor, ramp: Ramp | None, by: Mapping[str, Any]) -> Tensor:
         x = self.up(x, **by)  # (B, T, F)

@@ -69,6 +69,8 @@ def _layer_flops(model: Model, depth: int, queries: int, keys: int, window: int 
     inner = model.heads * model.head_size
     pairs = queries * keys if window is None else 3 * window**2 * -(-queries // window)
     products = 4 * model.hidden * inner * (keys + queries) + 4 * pairs * inner
+    if model.is_light(depth):
+        products //= 2  # values and output alone, under given probabilities
     ffn = model.ffn_of(depth % model.stored_layers)
     if model.ffn_rank is not None:
         return products + 4 * model.ffn_rank * queries * (model.hidden + ffn)

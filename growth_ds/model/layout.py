@@ -38,6 +38,11 @@ THIN_ROWS = {
     "layers.{layer}.up.bias": THIN,
     "layers.{layer}.down.weight": f"hidden {THIN}/",
 }
+LIGHT_ROWS = {
+    "layers.{layer}.qkv.weight": "(head head_size) hidden/",
+    "layers.{layer}.qkv.bias": "(head head_size)",
+}
+"""Of layers that have values alone."""
 LOW_RANK_ROWS = {
     "layers.{layer}.up.first.weight": f"{FFN_RANK} hidden/",
     "layers.{layer}.up.second.weight": f"ffn {FFN_RANK}/",
@@ -101,6 +106,8 @@ def layout(model: Model) -> Layout:
     rows |= HEAD
     if model.nsp:
         rows |= NSP
+    for layer in filter(model.is_light, range(model.stored_layers)):
+        rows |= {name.replace("{layer}", str(layer)): row for name, row in LIGHT_ROWS.items()}
     for layer in range(0, model.stored_layers, model.thin_every) if model.thin_ffn is not None else ():
         for name, row in THIN_ROWS.items():
             rows[name.replace("{layer}", str(layer))] = row

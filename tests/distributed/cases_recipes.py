@@ -113,6 +113,10 @@ def case_ungrown_low_rank() -> None:
     _ungrown("ungrown-low-rank", "low-rank")
 
 
+def case_ungrown_light() -> None:
+    _ungrown("ungrown-light", "light")
+
+
 def case_ungrown_big() -> None:
     """What the wide recipes end with, trained from scratch: for benchmarks/update_size.py."""
     _ungrown("ungrown-big", "post", **BIG)

@@ -1,4 +1,5 @@
-"""Runs that start with less of a layer, on two ranks: low-rank feed-forward matrices, attention within a window."""
+"""Runs that start with less of a layer, on two ranks: low-rank feed-forward matrices, attention within a window, and
+attention by the probabilities of the layer before."""
 
 from __future__ import annotations
 
@@ -36,16 +37,22 @@ def local(name: str, zero: int = 2) -> Run:
     return _run(name, [{**deep, "attention_window": 4}, {**deep, "attention_window": 8}, deep], zero)
 
 
-def exports(name: str, layers: int) -> None:
-    """The final checkpoint, and the one at the end of the first stage, open as plain BERTs of the same function."""
+def light(name: str, zero: int = 2) -> Run:
+    """Every other layer with the probabilities of the one before it; then all with their own; then on."""
+    deep = {"layers": 4, "stored_layers": 4}
+    return _run(name, [{"model": {**deep, "light_every": 2}}, {"model": deep}, {"model": {**deep, "ffn": 82}}], zero)
+
+
+def exports(name: str, layers: int, first: int = 0) -> None:
+    """The final checkpoint, and that at the end of stage `first`, open as plain BERTs of the same function."""
     if distributed.rank() == 0:
         from transformers import AutoModelForMaskedLM
 
         from growth_ds.checkpoint import Checkpoint
         from growth_ds.offline import export_checkpoint, load_module
 
-        first = Checkpoint(folder() / name / "checkpoints" / "step-00000008-stage-0")
-        for number, checkpoint in enumerate((first, final(name))):
+        early = Checkpoint(folder() / name / "checkpoints" / f"step-{8 * (first + 1):08d}-stage-{first}")
+        for number, checkpoint in enumerate((early, final(name))):
             out = folder() / f"{name}-export-{number}"
             export_checkpoint(checkpoint, out, force=True)
             theirs = AutoModelForMaskedLM.from_pretrained(out).eval()
@@ -109,3 +116,29 @@ def case_windows_export() -> None:
 
 def case_windows_under_every_stage() -> None:
     the_same_under_every_stage(local, "local")
+
+
+def case_light_attention_ends() -> None:
+    assert train(light("light"), "light") == FINISHED
+    end, wider = ledger("light", "growth")
+    assert [(each["axis"], each["old"], each["new"]) for each in end["axes"]] == [("light_layer", 2, 0)]
+    assert not end["exact"]
+    assert wider["exact"]
+    assert losses("light")[-1] < losses("light")[0] - 0.2
+    costs_rise("light")
+
+
+def case_light_attention_resumes() -> None:
+    for stop in (5, 8, 11):
+        name = f"light-{stop}"
+        assert train(light(name), name, stop_after=stop) == STOPPED
+        assert train(light(name), name) == FINISHED
+        assert losses(name) == losses("light")
+
+
+def case_light_attention_exports_after_its_end() -> None:
+    exports("light", layers=4, first=1)
+
+
+def case_light_attention_under_every_stage() -> None:
+    the_same_under_every_stage(light, "light")

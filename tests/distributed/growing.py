@@ -44,6 +44,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     "pre": {"layers": 2, "hidden": 30, "heads": 3, "ffn": 41, "positions": 16, "norm": "pre"},
     "shared": {"layers": 4, "stored_layers": 1, "hidden": 30, "heads": 3, "ffn": 41, "positions": 16},
     "low-rank": {"layers": 2, "hidden": 30, "heads": 3, "ffn": 41, "positions": 16, "ffn_rank": 8},
+    "light": {"layers": 2, "hidden": 30, "heads": 3, "ffn": 41, "positions": 16, "light_every": 2},
 }
 """Models of the first stage."""
 
@@ -101,6 +102,7 @@ GROWTHS: dict[str, Growth] = {
     "extend-segments": _by("extend-segments", {"segments": 4}, True),
     "upcycle": _by("upcycle", {"experts": 3}, True),
     "add-nsp": _by("tile", {"nsp": True}, True),
+    "light": _by("stack", {"light_every": None, "layers": 4}, False, source="light"),
     "low-rank": _by("insert-identity", {"ffn_rank": None, "layers": 4}, True, source="low-rank"),
 }
 """Name -> a growth typical of the recipe of that name (all of them; some twice)."""

@@ -41,6 +41,7 @@ from growth_ds.growth.planner import make_plan, splits
 from growth_ds.growth.split import Order
 from growth_ds.growth.state import Source
 from growth_ds.importance import agreed_order
+from growth_ds.learning import Rows, learned_source
 from growth_ds.model.bert import Bert
 from growth_ds.model.layout import FIXED, layout, parameter_shapes
 from growth_ds.optim.groups import parameter_groups
@@ -106,6 +107,8 @@ class Coordinator:
         self.module: Bert | None = None
         self.batches: Callable[[int], Iterator[Batch]] = lambda length: iter(())
         """Rows of the validation split of some length, for growths that measure the old model."""
+        self.rows: Rows | None = None
+        """Where an operator that is learned gets its text."""
 
     def adopt(self, run: Run, ends: dict[int, int], splits: dict[int, int]) -> None:
         """Go on with the same run, some of whose stages ended after other numbers of steps (stage index -> steps), or
@@ -138,16 +141,21 @@ class Coordinator:
         self.during = During.of(facts)
         if grown or begun:
             self.during = self.during.after(plan, position.step)
+        moved: Source = source
+        way, learned = plan, dict[str, Any]()
+        if plan.learned is not None:
+            moved, way, learned = self._learn(index, position, plan, source)
         engine = self._build(index)
         try:
             engine.state.is_summing = grown
             engine.loss_scale = facts.get("loss_scale")
-            inject(engine, stage.model, plan, source, mode, self.interrupted)
+            inject(engine, stage.model, way, moved, mode, self.interrupted)
+            moved = source  # what an operator has made can go
             self.ramp_to(position.step)
             if not grown:
                 return engine, None
             record = self._verified(engine, index, position, plan, source, facts)
-            record |= {"mode": mode, "seconds": round(time.monotonic() - started, 3)}
+            record |= {"mode": mode, "seconds": round(time.monotonic() - started, 3), **learned}
             self._commit_growth(engine, index, position, record)
             return engine, record
         except BaseException:
@@ -183,6 +191,18 @@ class Coordinator:
         if not splits(old, stage.model, stage.grow):
             return None
         return agreed_order(source, old, lambda: self.batches(self.run.stages[max(index - 1, 0)].length))
+
+    def _learn(
+        self, index: int, position: Position, plan: GrowthPlan, source: Source
+    ) -> tuple[Source, GrowthPlan, dict[str, Any]]:
+        """The grown state that a learned operator makes, the plan that only moves it, the ledger's `learn`."""
+        if self.rows is None or not isinstance(source, Checkpoint):
+            raise UserError(f"stages.{index}.grow.recipe: {plan.grow.recipe} learns between two stages of a run")
+        moved, record = learned_source(
+            self.run, index, position.step, plan, source, self.folder, self.rows, self.interrupted, self.say
+        )
+        model = self.run.stages[index].model
+        return moved, growth_plan(model, model, Grow()), {"learn": record}
 
     def _mode(self, index: int, position: Position, plan: GrowthPlan, old: Model) -> str:
         """How the state is moved. Weights may come from rank 0, ramp and multipliers come from each rank's own plan:

@@ -55,7 +55,8 @@ class During:
     def after(self, plan: GrowthPlan, step: int) -> During:
         """What holds after a growth at `step`."""
         kept = {axis: rates for axis, rates in self.rates_at(step).items() if not (plan.splits and axis == "ffn")}
-        rates = next_rates(plan.grow.lr, plan.maps, kept)
+        before = {} if plan.learned else kept  # a mix of units has no rate of one of them
+        rates = next_rates(plan.grow.lr, plan.maps, before)
         return During(plan.ramp, step, rates, plan.grow.lr_decay if rates else 0, step)
 
     def rates_at(self, step: int) -> Rates:

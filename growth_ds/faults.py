@@ -24,6 +24,8 @@ POINTS = (
     "checkpoint.published",  # `latest` names it, old ones are still there
     "checkpoint.removing",  # in the middle of removing an old one
     "growth.begin",  # the pre-growth checkpoint is current, no engine is there
+    "growth.learn",  # between two steps of an operator that learns
+    "growth.learned",  # its numbers are on disk, no engine is there
     "growth.inject",  # between two tensors of the new engine
     "growth.injected",  # the engine is full, nothing is verified
     "growth.verified",  # verified, nothing is written

@@ -92,6 +92,8 @@ def grow_checkpoint(
     plan = growth_plan(source.model, target, grow)
     if plan.splits:
         plan = growth_plan(source.model, target, grow, order=_order(source, store))
+    if plan.learned is not None:
+        raise UserError(f"grow.recipe: {grow.recipe} is learned on data; use it in a run (growth-ds train)")
     facts = {**source.facts, "grown": [*source.facts.get("grown", []), plan.to_json()]}
     for key in ("probe", "ramp", "lr"):
         facts.pop(key, None)

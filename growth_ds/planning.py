@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from growth_ds.config import Grow, Model, Run, Stage, inherit_model
+from growth_ds.config import LEARNED, Grow, Model, Run, Stage, inherit_model
 from growth_ds.config_file import validated
 from growth_ds.errors import UserError
+from growth_ds.growth.learned.plan import operator_flops, operator_size
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.planner import make_plan
 from growth_ds.growth.recipe import WIDTHS
-from growth_ds.growth.recipes import MEASURED, RECIPES, find_recipe
+from growth_ds.growth.recipes import LEARNED_RECIPES, MEASURED, RECIPES, find_recipe
 from growth_ds.model import cost
 from growth_ds.model.bert import check_rows
 from growth_ds.model.layout import FIXED, layout
@@ -36,10 +37,48 @@ def stage_flops(run: Run, stage: Stage) -> int:
     return stage.batch.global_ * total // len(steps)
 
 
-def flops_at(run: Run, step: int, per_step: Sequence[int] | None = None) -> int:
-    """Useful training FLOPs of the first `step` optimizer steps; `per_step`: `stage_flops` of each stage, if known."""
+def flops_at(run: Run, step: int, per_step: Sequence[int] | None = None, entering: Sequence[int] | None = None) -> int:
+    """Useful training FLOPs of the first `step` optimizer steps, with those of the operators learned before them.
+
+    `per_step`, `entering`: `stage_flops` and `learn_flops` of each stage, if known.
+    """
     known = per_step or [stage_flops(run, stage) for stage in run.stages]
-    return sum(done * flops for (_, done), flops in zip(run.done_at(step), known, strict=True))
+    once = entering or [learn_flops(run, index) for index in range(len(run.stages))]
+    parts = zip(run.done_at(step), known, once, strict=True)
+    return sum(done * flops + (learned if done else 0) for (_, done), flops, learned in parts)
+
+
+def learn_flops(run: Run, index: int) -> int:
+    """Training FLOPs of the operator by which stage `index` is entered; 0 for a stage that is entered otherwise.
+
+    A step is one of the grown model, on the stage's rows, and for each forward of a micro-batch all grown weights made
+    anew, with their backward. Where an axis does not grow, what reads it alone has no gradient: the step costs less.
+    """
+    stage = run.stages[index]
+    if not index or stage.grow.recipe not in LEARNED:
+        return 0
+    before = run.stages[index - 1].model
+    plan = make_plan(layout, before, stage.model, stage.grow, FIXED, stage.total_steps)
+    assert plan.learned is not None
+    nsp = run.data.objective == "mlm+nsp" and stage.model.nsp
+    row = cost.train_flops_per_row(stage.model, stage.length, run.data.mask_prob, nsp, stage.pool)
+    made = -(-stage.batch.global_ // stage.batch.micro) * operator_flops(plan)
+    return plan.learned.steps * (stage.batch.global_ * row + made)
+
+
+def learn_bytes(plan: GrowthPlan, low: bool) -> dict[str, int]:
+    """What learning an operator needs on each rank besides activations, in bytes.
+
+    The small weights; all grown weights, which each forward makes, and their gradients; the operator's weights,
+    gradients, masters and moments, as if not cut. `low`: 16-bit weights.
+    """
+    width = 2 if low else 4
+    small, grown = (cost.parameters(model) for model in (plan.models[0], plan.models[-1]))
+    return {
+        "small": width * small,
+        "grown": 2 * width * grown,
+        "operator": (width + 4 + 4 + 8) * operator_size(plan),
+    }
 
 
 def growths(run: Run, begun: bool = False) -> list[GrowthPlan | None]:
@@ -78,7 +117,7 @@ def with_vocabulary(run: Run, vocab_size: int) -> Run:
 def scratch_of(run: Run) -> Run:
     """The control: the last stage's model from scratch, on the same token stream, for at most the same FLOPs."""
     last = run.stages[-1]
-    budget = sum(stage.total_steps * stage_flops(run, stage) for stage in run.stages)
+    budget = flops_at(run, run.total_steps)
     steps = max(1, budget // stage_flops(run, last))
     stage = last.model_copy(update={"steps": steps, "tokens": None, "grow": Grow()})
     chunk = run.data.chunk or max(each.length for each in run.stages)
@@ -103,7 +142,14 @@ def _stage_record(run: Run, index: int, ranks: int, plan: GrowthPlan | None) -> 
         "bytes_per_rank": {str(zero): cost.bytes_per_rank(stage.model, zero, ranks, low) for zero in range(4)},
         "growth": None if plan is None else {**plan.to_json(), "text": describe(plan)},
         "growth_peak": None if plan is None else growth_peaks(run, plan.models[0], index, ranks),
+        "learn": _learn_record(run, index, plan, low),
     }
+
+
+def _learn_record(run: Run, index: int, plan: GrowthPlan | None, low: bool) -> dict[str, Any] | None:
+    if plan is None or plan.learned is None:
+        return None
+    return {**plan.learned.model_dump(), "flops": learn_flops(run, index), "bytes": learn_bytes(plan, low)}
 
 
 def growth_peaks(run: Run, old: Model, index: int, ranks: int) -> dict[str, int]:
@@ -120,7 +166,7 @@ def plan_run(run: Run, ranks: int) -> dict[str, Any]:
     """
     plans = growths(run)
     stages = [_stage_record(run, index, ranks, plan) for index, plan in enumerate(plans)]
-    total = sum(record["flops"] for record in stages)
+    total = flops_at(run, run.total_steps)
     tokens = sum(record["tokens"] for record in stages)
     scratch = round(tokens * stages[-1]["flops_per_token"])
     return {
@@ -181,11 +227,19 @@ def print_plan(record: dict[str, Any]) -> None:
     for number, stage in enumerate(record["stages"]):
         for line in (stage["growth"] or {}).get("text", []):
             console.print(f"into stage {number}: {line}", highlight=False)
+        if stage["learn"]:
+            console.print(f"into stage {number}: {_learn_line(stage['learn'])}", highlight=False)
     console.print(
         f"FLOPs {record['flops']:.4g}; the last model on all these tokens {record['flops_from_scratch']:.4g}; "
         f"ratio {record['flops_ratio']:.3f}",
         highlight=False,
     )
+
+
+def _learn_line(record: dict[str, Any]) -> str:
+    parts = ", ".join(f"{key} {value / 2**30:.3f}" for key, value in record["bytes"].items())
+    taught = f"learned in {record['steps']} steps at lr {record['lr']:g}: {record['flops']:.4g} FLOPs"
+    return f"{taught}; GiB per rank: {parts}, and activations"
 
 
 def enlarged(model: Model, grow: Grow, times: int) -> Model:
@@ -212,7 +266,7 @@ def enlarged(model: Model, grow: Grow, times: int) -> Model:
 
 def recipe_records() -> list[dict[str, Any]]:
     """What `growth-ds recipes --json` prints."""
-    return [recipe.record() for recipe in (RECIPES | MEASURED).values()]
+    return [recipe.record() for recipe in (RECIPES | MEASURED | LEARNED_RECIPES).values()]
 
 
 def print_recipes() -> None:
@@ -221,7 +275,7 @@ def print_recipes() -> None:
     from rich.table import Table
 
     table = Table("recipe", "what it does", "exact", "ramp", "paper", show_lines=True)
-    for recipe in (RECIPES | MEASURED).values():
+    for recipe in (RECIPES | MEASURED | LEARNED_RECIPES).values():
         exact = "\n".join(f"{key}: {recipe.exact.get(key, 'never')}" for key in recipe.axes)
         table.add_row(recipe.name, recipe.summary, exact, str(recipe.ramp or ""), recipe.paper)
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -35,6 +35,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.latest = self.checkpoints / "latest"
+        self.growths = path / "growths"
         self.export = path / "export"
         self.report = path / "report.html"
         self._kept: dict[str, bool] = {}
@@ -229,6 +230,8 @@ class RunFolder:
         for path in (self.config, self.ledger, self.metrics):
             for draft in self.path.glob(f".{path.name}.*.tmp"):
                 draft.unlink(missing_ok=True)
+        for draft in self.growths.glob(".*.safetensors.tmp"):
+            draft.unlink(missing_ok=True)
 
     def trim(self, step: int, stage: int, unended: bool = False) -> None:
         """Forget what was written after (step, stage): it is computed again, and stands once.

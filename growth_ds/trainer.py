@@ -17,32 +17,31 @@ from typing import Any
 
 import torch
 
-from growth_ds import __version__, faults
+from growth_ds import faults
 from growth_ds.board import Board
 from growth_ds.config import Run
 from growth_ds.coordinator import Coordinator, Position
 from growth_ds.data.batch import Batch
 from growth_ds.data.text import Text
 from growth_ds.engine import distributed
-from growth_ds.engine.ds_config import resolve_precision
 from growth_ds.engine.reports import remove_stale
 from growth_ds.engine.signals import StopFlag, leaving_if_stuck
 from growth_ds.engine.watch import Watch
 from growth_ds.engine.zero import StepResult, ZeroEngine
 from growth_ds.errors import Stopped, UserError
-from growth_ds.evaluate.mlm import Validation, unigram_entropy
+from growth_ds.evaluate.mlm import Validation
 from growth_ds.judge import Judge
 from growth_ds.lock import FolderLock, WaitStopped
 from growth_ds.model import cost
 from growth_ds.opening import opened
 from growth_ds.optim.schedule import learning_rate
-from growth_ds.planning import flops_at, stage_flops
+from growth_ds.planning import flops_at, learn_flops, stage_flops
 from growth_ds.policy import with_ends
 from growth_ds.progress import Progress
 from growth_ds.report.tables import growth_line
 from growth_ds.run_folder import RunFolder
 from growth_ds.saving import agreed
-from growth_ds.start import start_digest
+from growth_ds.surroundings import surroundings
 
 FINISHED = 0
 STOPPED = 75
@@ -83,6 +82,7 @@ class Trainer:
             run, folder, self.validation.probe, text.tokenizer_folder, self.progress.say, self._asked
         )
         self.coordinator.batches = self.validation.batches
+        self.coordinator.rows = partial(text.ahead, rank=self.rank, ranks=self.ranks)
         self.lock = FolderLock(folder.path, say=self.progress.say, stop=self._asked)
         self.position = Position()
         self.unended: int | None = None
@@ -95,6 +95,7 @@ class Trainer:
         """What could not be written to ledger or metrics, on rank 0: it ends the run where all ranks meet."""
         self.dropout = [stage.model.dropout > 0 or stage.model.attention_dropout > 0 for stage in run.stages]
         self.flops = [stage_flops(run, stage) for stage in run.stages]
+        self.entering = [learn_flops(run, index) for index in range(len(run.stages))]
         self.progress.weigh([float(flops) for flops in self.flops])
         self.board = Board(folder.path / "tensorboard" if run.log.tensorboard and self.rank == 0 else None)
 
@@ -156,7 +157,7 @@ class Trainer:
         self._adopt(dict(outcome["ends"]), dict(outcome["splits"]))
         self.known = {(event, step, stage) for event, step, stage in outcome["known"]}
         if self.position.step == 0:
-            self._ledger("start", 0, **self._surroundings())
+            self._ledger("start", 0, **surroundings(self.run, self.text))
         elif self._next_stage() is not None:
             self.progress.say(f"going on from step {self.position.step} of {self.run.total_steps}")
         else:
@@ -202,20 +203,6 @@ class Trainer:
             if "valid_loss" in line:
                 found.append(("valid", line["step"], line["stage"]))
         return found
-
-    def _surroundings(self) -> dict[str, Any]:
-        from importlib.metadata import version
-
-        names = ("torch", "deepspeed", "megatron-core", "transformers")
-        return {
-            "store": self.text.digest,
-            **({"start": start_digest(self.run)} if self.run.start else {}),
-            "ranks": self.ranks,
-            "zero": self.run.engine.stage,
-            "precision": resolve_precision(self.run.engine.precision),
-            "versions": {"growth_ds": __version__, **{name: version(name) for name in names}},
-            "unigram_entropy": unigram_entropy(self.text.validation_counts()),
-        }
 
     def _enter(self, index: int) -> ZeroEngine:
         """The stage's engine; its growth and its beginning go into the ledger."""
@@ -334,7 +321,8 @@ class Trainer:
     def _totals(self) -> dict[str, float]:
         """Cumulative tokens, useful FLOPs and training seconds."""
         step, seconds = self.position.step, round(self.position.seconds, 3)
-        return {"tokens": self.run.tokens_at(step), "flops": flops_at(self.run, step, self.flops), "seconds": seconds}
+        flops = flops_at(self.run, step, self.flops, self.entering)
+        return {"tokens": self.run.tokens_at(step), "flops": flops, "seconds": seconds}
 
     def _record(self, index: int, result: StepResult, rate: float, elapsed: float, progress: float | None) -> None:
         """One training step into metrics.jsonl, TensorBoard and the progress line."""

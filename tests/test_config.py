@@ -237,7 +237,8 @@ SURFACE = {
     "Evaluation": "every tokens",
     "Grow": "recipe layers stored_layers hidden heads ffn positions segments vocab_size experts require_exact seed "
     "noise rank_noise block shared_units ramp moments layer_moments fresh_moments damping step rewind to_peak rewarm "
-    "lr lr_decay",
+    "lr lr_decay learn",
+    "Learn": "steps lr warmup decay weight_decay clip rank",
     "Log": "every tensorboard",
     "Method": "budget optim start stages summary",
     "Model": "layers hidden heads ffn thin_ffn thin_every ffn_rank experts routing_seed light_every head_size "

@@ -47,10 +47,12 @@ ROOMS: dict[str, set[str]] = {
     "during": BASE | {"growth", "model"},
     "saving": PARTS | {"checkpoint", "run_folder"},
     "reshard": PARTS | {"checkpoint"},
+    "learning": PARTS | {"checkpoint", "data", "planning", "run_folder", "saving"},
     "coordinator": PARTS
-    | {"data", "importance", "checkpoint", "during", "paths", "reshard", "run_folder", "saving", "start"},
+    | {"data", "importance", "checkpoint", "during", "learning", "paths", "reshard", "run_folder", "saving", "start"},
     "opening": PARTS | {"data", "planning", "run_folder", "start"},
     "evaluate": PARTS | {"data"},
+    "surroundings": BASE | {"data", "engine", "evaluate", "start"},
     "interop": PARTS | {"checkpoint", "data"},
     "report": BASE | {"model", "checkpoint", "run_folder"},
     "doctor": {"ops"},

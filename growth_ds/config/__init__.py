@@ -7,6 +7,7 @@ by which recipe and with which policy. `config_file.py` reads YAML into these cl
 
 from growth_ds.config.base import Frozen, whole
 from growth_ds.config.grow import Grow, Sources
+from growth_ds.config.learn import LEARNED, Learn
 from growth_ds.config.model import AXES, DEFAULT_VOCAB_SIZE, EXPERT, FACTORS, FFN_RANK, THIN, Model, inherit_model
 from growth_ds.config.run import (
     OWNED_BY_US,
@@ -28,6 +29,7 @@ __all__ = [
     "EXPERT",
     "FACTORS",
     "FFN_RANK",
+    "LEARNED",
     "OWNED_BY_US",
     "SCRATCH",
     "THIN",
@@ -39,6 +41,7 @@ __all__ = [
     "Evaluation",
     "Frozen",
     "Grow",
+    "Learn",
     "Log",
     "Method",
     "Model",

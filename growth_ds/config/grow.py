@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from growth_ds.config.base import Frozen, whole
+from growth_ds.config.learn import LEARNED, Learn
 
 Moments = Literal["carry", "copy", "reset", "damped"]
 
@@ -84,6 +85,9 @@ class Grow(Frozen):
     lr_decay: int = Field(default=0, ge=0)
     """Steps over which those multipliers, and earlier ones, go linearly to 1; 0: they stay."""
 
+    learn: Learn | None = None
+    """Training of the operator, for recipe `ligo` or `mango` alone; its defaults unless given."""
+
     _whole = field_validator("block", "shared_units", "ramp", "rewind", "rewarm", "lr_decay", mode="before")(whole)
 
     @model_validator(mode="after")
@@ -95,6 +99,14 @@ class Grow(Frozen):
     def unsaid(self) -> set[str]:
         """Keys that came later and change nothing here: digests of before they were there leave them out."""
         return {key for key in ("to_peak", "lr_decay") if not getattr(self, key)}
+
+    @model_validator(mode="after")
+    def _learns(self) -> Grow:
+        if self.learn is not None and self.recipe not in LEARNED:
+            raise ValueError(f"learn: recipe {self.recipe} learns nothing; remove it, or give recipe: ligo or mango")
+        if self.learn is not None and self.recipe != "mango" and self.learn.rank != 1:
+            raise ValueError(f"learn.rank: {self.recipe} has no ring; remove it, or give recipe: mango")
+        return self
 
     def recipe_for(self, key: str) -> str | Sources:
         """Recipe of the axis with config key `key`, or its units written out."""

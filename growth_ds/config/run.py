@@ -279,6 +279,8 @@ class Run(Frozen):
                     del stage["grow"][key]
             if stage["model"]["shared_runs"] is None:
                 del stage["model"]["shared_runs"]
+            if stage["grow"]["learn"] is None:
+                del stage["grow"]["learn"]
         for stage in dumped["stages"]:  # a recipe file is what it holds, not where it lies: `path@digest`
             grow = stage["grow"]
             stage["grow"] = {k: v.rpartition("/")[2] if _is_file(v) else v for k, v in grow.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from growth_ds.config import Data, Run, StoreShare
+from growth_ds.config import Data, Run, Stage, StoreShare
 from growth_ds.data.batch import Batch
 from growth_ds.data.loader import Loader
 from growth_ds.data.packing import TokenStream
@@ -78,10 +78,17 @@ class Text:
         """For each optimizer step (from 0) this rank's micro-batches, made ahead of time in the background."""
         return prefetch(lambda step: self._step(run, step, rank, ranks), steps)
 
+    def ahead(self, run: Run, step: int, count: int, rank: int, ranks: int) -> Iterator[list[Batch]]:
+        """The same for `count` steps from `step` on, all as its stage reads them, also beyond that stage's end."""
+        stage, offset = run.stages[run.stage_at(step)[0]], self.offset(run, step)
+        each = stage.batch.global_ * self.loader.content(stage.length)
+        return prefetch(lambda turn: self._rows(stage, offset + turn * each, rank, ranks), range(count))
+
     def _step(self, run: Run, step: int, rank: int, ranks: int) -> list[Batch]:
-        index, _ = run.stage_at(step)
-        stage = run.stages[index]
-        offset, micro, rows = self.offset(run, step), stage.batch.micro, stage.batch.global_
+        return self._rows(run.stages[run.stage_at(step)[0]], self.offset(run, step), rank, ranks)
+
+    def _rows(self, stage: Stage, offset: int, rank: int, ranks: int) -> list[Batch]:
+        micro, rows = stage.batch.micro, stage.batch.global_
         firsts = [(turn * ranks + rank) * micro for turn in range(stage.batch.accumulation(ranks))]
         return [self.loader.batch(offset, stage.length, rows, first, first + micro) for first in firsts]
 

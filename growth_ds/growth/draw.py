@@ -71,3 +71,8 @@ def permutation(stream_key: int, size: int) -> Tensor:
 def integers(stream_key: int, count: int, below: int) -> Tensor:
     """int64 tensor [count]: uniform in [0, below)."""
     return _shift(words(stream_key, torch.arange(count)), 1) % below
+
+
+def uniform(stream_key: int, count: int) -> Tensor:
+    """float64 tensor [count]: uniform in [0, 1)."""
+    return _shift(words(stream_key, torch.arange(count)), 11).double() / float(1 << 53)

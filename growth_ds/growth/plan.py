@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from growth_ds.axes import Layout, expand, parse
-from growth_ds.config import EXPERT, FFN_RANK, THIN, Grow, Model
+from growth_ds.config import EXPERT, FFN_RANK, THIN, Grow, Learn, Model
 from growth_ds.growth import verdict
 from growth_ds.growth.axis_map import KIND, AxisMap
 from growth_ds.growth.dense import DenseMap
@@ -54,16 +54,20 @@ class GrowthPlan:
     """Parameters (names in the layout) -> the two old ones that they are the product of (`product.py`)."""
     order: Order = field(default_factory=dict)
     """For layers that are split into experts: their units by importance. Empty until it is measured."""
+    learned: Learn | None = None
+    """How its operator is trained, for a growth that is learned on data (`grow.recipe` names it): no maps then."""
 
     @property
     def is_identity(self) -> bool:
         """Whether every tensor stays as it is."""
-        return not (self.maps or self.added or self.overrides or self.thin or self.products or self.light)
+        changed = self.maps or self.added or self.overrides or self.thin or self.products or self.light or self.learned
+        return not changed
 
     @property
     def moments(self) -> str:
         """The policy for Adam's moments."""
-        return "reset" if any(isinstance(each, DenseMap) for each in self.maps.values()) else self.grow.moments
+        mixed = self.learned is not None or any(isinstance(each, DenseMap) for each in self.maps.values())
+        return "reset" if mixed else self.grow.moments
 
     @property
     def pre_norm(self) -> bool:
@@ -143,6 +147,8 @@ class GrowthPlan:
         """
         if later.old != self.new:
             raise ValueError(f"cannot compose: this plan ends with {self.new}, the next starts with {later.old}")
+        if self.learned or later.learned:
+            raise ValueError("cannot compose: one of the plans is learned on data")
         if any(
             each.overrides or each.ramp or each.added or each.thin or each.products or each.splits or each.light
             for each in (self, later)
@@ -208,7 +214,7 @@ class GrowthPlan:
         replaced = self.overrides.get(pattern, {})
         new = pattern in self.added
         shape = {"old": None if new else list(axes.shape(self.old)), "new": list(axes.shape(self.new))}
-        what = "; ".join(says) or "unchanged"
+        what = "learned" if self.learned else "; ".join(says) or "unchanged"
         return {"name": pattern, **shape, "what": "new" if new else what, "replaced": dict(replaced)}
 
     def rates(self) -> list[dict[str, Any]]:
@@ -245,6 +251,8 @@ class GrowthPlan:
         runs = [model.shared_runs for model in self.models]
         if any(runs):  # the digests of before they were there stay
             resolved["shared_runs"] = runs
+        if self.learned is not None:
+            resolved["learned"] = {"recipe": self.grow.recipe, **self.learned.model_dump(mode="json")}
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:

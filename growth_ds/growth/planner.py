@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from growth_ds.axes import Layout
-from growth_ds.config import AXES, EXPERT, FFN_RANK, THIN, Grow, Model
+from growth_ds.config import AXES, EXPERT, FFN_RANK, LEARNED, THIN, Grow, Model
 from growth_ds.errors import UserError
 from growth_ds.growth.answer import check_answer, written_out
 from growth_ds.growth.axis_map import KIND, AxisMap
+from growth_ds.growth.learned.plan import learned_plan
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.product import products
 from growth_ds.growth.ramp import Ramp, norm_weights
@@ -38,6 +39,9 @@ def make_plan(
     before, after = {**old.sizes(), **fixed}, {**new.sizes(), **fixed}
     if EXPERT in after:
         before.setdefault(EXPERT, 1)
+    if grow.recipe in LEARNED:
+        growing = _growing(old, new, before, after, is_split=False)
+        return learned_plan((rows(old), rows(new)), old, new, grow, (before, after), growing)
     grown: dict[str, Grown] = {}
     names: dict[str, str] = {}
     steps = grow.ramp or 0

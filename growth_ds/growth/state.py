@@ -194,6 +194,8 @@ def _check_finite(name: str, state: State, kinds: tuple[str, ...]) -> None:
 def _checked(plan: GrowthPlan, name: str, kind: str, source: Source) -> tuple[str, int | None]:
     if kind != "weight" and not has_moments(plan, name, source):
         raise ValueError(f"'{name}': {kind} starts from zero after this growth; ask has_moments first")
+    if plan.learned is not None:
+        raise ValueError(f"'{name}': {plan.grow.recipe} is learned on data, and only then makes it")
     return located(plan, name)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from growth_ds.config import SCRATCH
 from growth_ds.files import write_durably
-from growth_ds.planning import stage_flops
+from growth_ds.planning import learn_flops, stage_flops
 from growth_ds.report import units
 from growth_ds.report.curves import SERIES
 from growth_ds.report.html import curves_of
@@ -63,6 +63,7 @@ def _schedules(comparison: Comparison) -> Html:
     for entry in comparison.entries:
         for number, stage in enumerate(entry.run.stages):
             model, flops = stage.model, stage.total_steps * stage_flops(entry.run, stage)
+            flops += learn_flops(entry.run, number)
             sizes = [model.layers, model.hidden, model.heads, model.ffn, stage.length, stage.batch.global_]
             grown = stage.grow.recipe if number else ""
             name = entry.method if number == 0 else ""

@@ -10,7 +10,7 @@ from typing import Any
 from growth_ds.config import SCRATCH, Method, Run, Stage, Suite
 from growth_ds.config_file import read_yaml, resolve_run, validated
 from growth_ds.errors import UserError
-from growth_ds.planning import growths, stage_flops
+from growth_ds.planning import growths, learn_flops, stage_flops
 
 LENGTHS = ("steps", "tokens")
 
@@ -110,6 +110,10 @@ def _steps(run: Run, shares: list[float | None], budget: float, where: str) -> l
     per_step = [stage_flops(run, stage) for stage in run.stages]
     fixed = [None if share is not None else stage.total_steps for stage, share in zip(run.stages, shares, strict=True)]
     left = budget - sum(steps * flops for steps, flops in zip(fixed, per_step, strict=True) if steps is not None)
+    try:
+        left -= sum(learn_flops(run, index) for index in range(len(run.stages)))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     parts, steps = sum(share for share in shares if share is not None), []
     for number, (given, share, flops) in enumerate(zip(fixed, shares, per_step, strict=True)):
         wanted = given if share is None or given is not None else int(left * share / parts / flops)

@@ -32,6 +32,8 @@ EVERY, BOUNDARY, STEPS = 3, 7, 14
 LIMIT_S = 240.0
 """What dies or ends must be gone by then: a rank left alone by another one too."""
 RANKS = 2
+UNMET = ("checkpoint.aside", "growth.learn", "growth.learned")
+"""Points that these runs do not come by: the first needs a stop, the others an operator that learns."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def draw(chance: random.Random, launcher: bool) -> Fault:
     who = chance.choice(("rank", "rank", "all"))
     if chance.random() < 0.25:
         return Fault(who, "", 1, chance.randrange(RANKS), chance.uniform(0.3, 6.0))
-    point = chance.choice([point for point in POINTS if point != "checkpoint.aside"])  # that needs a stop first
+    point = chance.choice([point for point in POINTS if point not in UNMET])
     several = {"checkpoint.slice": 90, "growth.inject": 40, "step": 6, "validation": 2}
     count = chance.randint(1, several.get(point, 3 if point.startswith("checkpoint.") else 1))
     main_only = point in ("checkpoint.manifest", "checkpoint.renamed", "checkpoint.published",

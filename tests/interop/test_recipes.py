@@ -14,7 +14,7 @@ from growth_ds import offline
 from growth_ds.checkpoint import Checkpoint
 from growth_ds.config import Grow
 from growth_ds.errors import UserError
-from growth_ds.growth.recipes import MEASURED, RECIPES
+from growth_ds.growth.recipes import LEARNED_RECIPES, MEASURED, RECIPES
 from tests.cli import growth_ds
 from tests.growth.models import changed, delta, rows
 from tests.interop.recipe_cases import BOTH, UNEVEN, Case, cases, width
@@ -162,7 +162,7 @@ def test_recipes_are_listed_as_a_json_array(run):
     assert listed.code == 0
     records = json.loads(listed.out)
     assert isinstance(records, list)
-    assert [record["name"] for record in records] == [*RECIPES, *MEASURED]
+    assert [record["name"] for record in records] == [*RECIPES, *MEASURED, *LEARNED_RECIPES]
     for record in records:
         assert {"name", "paper", "axes", "exact", "moments", "noise", "ramp", "lr"} <= set(record)
         assert set(record["exact"]) <= set(record["axes"]) | {"nsp"}

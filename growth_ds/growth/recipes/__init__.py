@@ -12,6 +12,7 @@ from growth_ds.files import sha256
 from growth_ds.growth.axis_map import AxisMap
 from growth_ds.growth.recipe import Ask, Recipe, recipe
 from growth_ds.growth.recipes import copies, depth, experts, lookup, width
+from growth_ds.growth.recipes.learned import LEARNED_RECIPES
 from growth_ds.growth.split import MOEBERT
 
 
@@ -39,10 +40,10 @@ def find_recipe(name: str) -> Recipe:
     path, _, digest = name.partition(".py@") if ".py@" in name else (name.removesuffix(".py"), "", "")
     if digest or name.endswith(".py"):
         return _from_file(Path(f"{path}.py"), digest)
-    if name in MEASURED:
-        return MEASURED[name]
+    if name in (others := MEASURED | LEARNED_RECIPES):
+        return others[name]
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, [*RECIPES, *MEASURED], n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, [*RECIPES, *others], n=1, cutoff=0.5)
         fix = f"did you mean '{near[0]}'?" if near else "growth-ds recipes lists them"
         raise UserError(f"no recipe '{name}'; {fix}")
     return RECIPES[name]
@@ -71,4 +72,6 @@ def that_grow(key: str) -> list[Recipe]:
     return [each for each in RECIPES.values() if key in each.axes]
 
 
-__all__ = ["MEASURED", "RECIPES", "Ask", "AxisMap", "Recipe", "find_recipe", "recipe", "that_grow"]
+__all__ = [
+    "LEARNED_RECIPES", "MEASURED", "RECIPES", "Ask", "AxisMap", "Recipe", "find_recipe", "recipe", "that_grow",
+]  # fmt: skip

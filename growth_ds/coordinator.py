@@ -33,7 +33,7 @@ from growth_ds.during import During, ModelRates
 from growth_ds.engine import distributed
 from growth_ds.engine.ds_config import resolve_precision
 from growth_ds.engine.memory import available_memory, release_memory
-from growth_ds.engine.unfilled import lazy_zeros, unfilled
+from growth_ds.engine.unfilled import unfilled, untouched
 from growth_ds.engine.zero import ZeroEngine
 from growth_ds.errors import GrowthFailed, UserError
 from growth_ds.growth.plan import GrowthPlan
@@ -247,7 +247,9 @@ class Coordinator:
         """An engine around an empty module: the weights come from the state, in fp32, and from nowhere else."""
         stage, options = self.run.stages[index], self.run.engine
         # in the precision of the forward: DeepSpeed's cast would write every element, a whole model on each rank
-        self.module = empty_module(stage.model, DTYPES[resolve_precision(options.precision)])
+        with torch.device("meta"):
+            self.module = Bert(stage.model)
+        untouched(self.module, DTYPES[resolve_precision(options.precision)])
         self.module.activation_checkpointing = options.activation_checkpointing
         self.module.average_shared()
         self.module.pool, self.module.attention_window = stage.pool, stage.attention_window
@@ -397,14 +399,3 @@ class Coordinator:
         if every and tokens // every > (current.facts.get("tokens", 0) if current else 0) // every:
             reasons.append(f"every {every} tokens")
         return reasons
-
-
-def empty_module(model: Model, dtype: torch.dtype = torch.float32) -> Bert:
-    """A model of zeros whose memory is not touched: the system gives pages to those who write."""
-    with torch.device("meta"):
-        module = Bert(model)
-    for part in module.modules():
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            zeros = lazy_zeros(parameter.shape, dtype)
-            setattr(part, name, torch.nn.Parameter(zeros, requires_grad=parameter.requires_grad))
-    return module

@@ -34,6 +34,14 @@ def lazy_zeros(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tens
     return torch.frombuffer(pages, dtype=dtype).view(tuple(shape))
 
 
+def untouched(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Give a module on the meta device zeros whose memory nobody has touched yet, on the CPU."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            zeros = lazy_zeros(parameter.shape, dtype)
+            setattr(part, name, torch.nn.Parameter(zeros, requires_grad=parameter.requires_grad))
+
+
 def zeros_like(tensor: Tensor) -> Tensor:
     """Zeros of a tensor's shape, dtype and device; on a CPU lazy ones."""
     if tensor.device.type == "cpu":

@@ -25,7 +25,7 @@ from tests.growth.learned.cases import tables_of
 from tests.growth.models import changed, plan_of, rows, small
 from tests.model.test_cost import packed_rows
 
-NAMES = ["ligo"]
+NAMES = ["ligo", "mango"]
 OLD = small(hidden=32, heads=4, head_size=8, ffn=64, positions=32)
 NEW = changed(OLD, layers=4, hidden=48, heads=6, ffn=192)
 

@@ -14,7 +14,7 @@ from tests.faults.chain import Chain, Fault
 from tests.ranks import forked
 
 CASES = "tests.distributed.cases_learned"
-NAMES = ["ligo"]
+NAMES = ["ligo", "mango"]
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ from growth_ds.axes import Layout
 from growth_ds.config import AXES, Grow, Learn, Model
 from growth_ds.errors import UserError
 from growth_ds.growth.learned.ligo import Ligo
+from growth_ds.growth.learned.mango import Mango, pieces_of
 from growth_ds.growth.learned.operator import Blend, Operator, flops_of
 from growth_ds.growth.plan import GrowthPlan
 
-OPERATORS: dict[str, type[Operator]] = {"ligo": Ligo}
+OPERATORS: dict[str, type[Operator]] = {"ligo": Ligo, "mango": Mango}
 KEYS = ("layers", "hidden", "heads", "ffn")
 KNOWN = frozenset(
     (
@@ -67,6 +68,8 @@ def _check_models(name: str, layouts: tuple[Layout, Layout], old: Model, new: Mo
             raise UserError(f"grow.recipe: {name} needs layers of one size that share nothing; grow twice")
     if set(layouts[0]) != set(layouts[1]):
         raise UserError(f"grow.recipe: {name} makes no new parts of a model; add them in a stage of its own")
+    for model in (old, new) if name == "mango" else ():
+        pieces_of(model)
     unknown = sorted(set(layouts[1]) - KNOWN)
     if unknown:
         raise UserError(f"grow.recipe: {name} has no rule for '{unknown[0]}'; use a recipe of copies")

@@ -18,10 +18,10 @@ from growth_ds.model.layout import FIXED, layout
 from growth_ds.reshard import InitialState
 from tests.growth.models import changed, plan_of, small
 
-OLD = small()
+OLD = small(ffn=24)
 TO = {"layers": 4, "hidden": 24, "heads": 6, "ffn": 48}
 NEW = changed(OLD, **TO)
-NAMES = ["ligo"]
+NAMES = ["ligo", "mango"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -50,7 +50,7 @@ def test_a_plan_says_that_it_is_learned(name):
 def test_multipliers_of_units_that_are_mixed_are_gone():
     during = During(rates={"hidden": torch.full((12,), 0.5, dtype=torch.float64)})
     assert during.after(plan_of(OLD, NEW, recipe="ligo"), 5).rates == {}
-    assert set(during.after(plan_of(OLD, changed(OLD, ffn=20)), 5).rates) == {"hidden"}
+    assert set(during.after(plan_of(OLD, changed(OLD, ffn=48)), 5).rates) == {"hidden"}
 
 
 REFUSALS = [
@@ -71,11 +71,29 @@ REFUSALS = [
         "grow.require_exact: ligo learns another function; drop it, or use copies (tile, net2net)",
     ),
     (
-        {"layers": 4, "stored_layers": 2, "ffn": 20},
+        {"layers": 4, "stored_layers": 2, "ffn": 48},
         {},
         "grow.recipe: ligo needs layers of one size that share nothing; grow twice",
     ),
 ]
+
+
+OF_PIECES = [
+    ({}, {"ffn": 30}, "grow.recipe: mango cuts ffn 30 into pieces of hidden 12; use ligo"),
+    ({"ffn": 30}, {"layers": 4}, "grow.recipe: mango cuts ffn 30 into pieces of hidden 12; use ligo"),
+    (
+        {},
+        {"heads": 4},
+        "grow.recipe: mango needs heads x head_size to be hidden, not 4 x 4 beside 12; use ligo",
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "change", "message"), OF_PIECES)
+def test_matrices_that_are_not_of_pieces(old, change, message):
+    old = changed(OLD, **old)
+    assert refusal(change, {"recipe": "mango"}, old) == message
+    assert not make_plan(layout, old, changed(old, **change), Grow(recipe="ligo"), FIXED).exact
 
 
 def refusal(change, block, old=OLD):
@@ -90,7 +108,7 @@ def test_what_cannot_be_is_one_line(change, block, message):
 
 
 def test_it_is_no_recipe_of_one_axis():
-    message = refusal({"ffn": 20}, {"ffn": "ligo"})
+    message = refusal({"ffn": 48}, {"ffn": "ligo"})
     assert message.startswith("grow.ffn: ligo learns all axes together; give it as grow.recipe, and ffn no recipe of")
 
 

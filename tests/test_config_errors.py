@@ -53,6 +53,36 @@ CHANGES = [
     ("heads: 3", "heads: 0", "run.yaml: stages.0.model.heads: input should be greater than 0 (given: 0)"),
     ("layers: 2", "layers: two", "run.yaml: stages.0.model.layers: input should be a valid integer"),
     ("layers: 2", "layers: 3, stored_layers: 2", "run.yaml: stages.0.model: stored_layers 2 do not divide layers 3"),
+    (
+        "layers: 2",
+        "layers: 2, shared_runs: [3]",
+        "run.yaml: stages.0.model: shared_runs [3] do not add up to layers 2; give all depths",
+    ),
+    (
+        "{layers: 4}",
+        "{layers: 4, shared_runs: auto}",
+        "run.yaml: stages.1.model.shared_runs: auto splits a run of the stage before; give until: split there",
+    ),
+    (
+        "steps: 3",
+        "steps: 3, until: split",
+        "run.yaml: stages.0: until.policy split needs runs to split; give model.shared_runs: [2]",
+    ),
+    (
+        "steps: 3",
+        "steps: 3, depth_up_to: 2",
+        "run.yaml: stages.0: depth_up_to 2 is no more than model.layers 2; give more, or remove it",
+    ),
+    (
+        "tokens: 1000",
+        "tokens: 1000, grow: {to_peak: true, rewind: 5}",
+        "run.yaml: stages.1.grow: to_peak and rewind 5 both move the schedule back; give one of them",
+    ),
+    (
+        "tokens: 1000",
+        "tokens: 1000, grow: {lr_decay: -1}",
+        "run.yaml: stages.1.grow.lr_decay: input should be greater than or equal to 0 (given: -1)",
+    ),
     ("hidden: 48, ", "", "run.yaml: stages.0.model.hidden: this key is required; add it"),
     (", steps: 3", "", "run.yaml: stages.0: give exactly one of 'steps' and 'tokens'"),
     ("steps: 3", "steps: 3, tokens: 5", "run.yaml: stages.0: give exactly one of 'steps' and 'tokens'"),

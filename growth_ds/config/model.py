@@ -108,7 +108,7 @@ class Model(Frozen):
         runs = self.shared_runs
         if runs is not None:
             if min(runs, default=0) < 1 or sum(runs) != self.layers:
-                raise ValueError(f"shared_runs {list(runs)} do not add up to layers {self.layers}")
+                raise ValueError(f"shared_runs {list(runs)} do not add up to layers {self.layers}; give all depths")
             if len(runs) != self.stored_layers:
                 raise ValueError(
                     f"shared_runs {list(runs)} are not {self.stored_layers} stored_layers; give one of them"

@@ -84,8 +84,7 @@ def _method(suite: Suite, path: Path, name: str, method: Method, budget: float, 
     given = stages[-1].get("model") or {}
     model = {**scratch.model.model_dump(), **given}
     if not scratch.model.shares_layers:
-        runs = given.get("shared_runs")  # they say how many are stored
-        model["stored_layers"] = given.get("stored_layers", model["layers"] if runs is None else None)
+        model["stored_layers"] = given.get("stored_layers", model["layers"])
     stages[-1] = {**last, **stages[-1], "model": model}
     for before, stage in zip([last, *stages], stages, strict=False):
         for key in ("length", "batch"):

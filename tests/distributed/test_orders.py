@@ -13,7 +13,7 @@ CASES = "tests.distributed.cases_orders"
 @pytest.fixture(scope="module")
 def results(store, tmp_path_factory):
     with own_folder(store, tmp_path_factory, "orders"):
-        return run_cases(CASES, ranks=2, limit_s=600)
+        return run_cases(CASES, ranks=2, limit_s=900)
 
 
 @pytest.mark.parametrize("name", case_names(CASES))

@@ -58,6 +58,14 @@ def test_what_an_earlier_stage_has_otherwise_ends_with_it(tmp_path):
     assert run.stages[1].model.shared_gradient == "sum"
 
 
+def test_runs_of_shared_layers_split_and_end_with_the_last_stage(tmp_path):
+    grow = {"grow": {"recipe": "unshare"}}
+    first = {"model": {**MODEL, "shared_runs": [4]}, "until": "split", "share": 0.3}
+    auto = {"model": {"shared_runs": "auto"}, **grow}
+    run = entries(tmp_path, methods={"m": {"stages": [first, {**auto, "share": 0.3}, {"share": 0.4, **grow}]}})["m"].run
+    assert [stage.model.shared_runs for stage in run.stages] == [(4,), (2, 2), None]
+
+
 @pytest.mark.parametrize("name", ["s", "b", "l", "policies"])
 def test_a_shipped_suite_resolves(name):
     path = shipped(f"suite/{name}.yaml")

@@ -111,8 +111,7 @@ class Coordinator:
         """Where an operator that is learned gets its text."""
 
     def adopt(self, run: Run, ends: dict[int, int], splits: dict[int, int]) -> None:
-        """Go on with the same run, some of whose stages ended after other numbers of steps (stage index -> steps), or
-        with a split of shared layers (stage index -> depth)."""
+        """Go on with the same run, some stages of which ended after other `ends` (steps), or with `splits` (depths)."""
         self.run = self.saver.run = run
         self.ends, self.splits = ends, splits
 

@@ -140,7 +140,7 @@ def _stage_record(run: Run, index: int, ranks: int, plan: GrowthPlan | None) -> 
         "flops_per_token": per_step / (stage.batch.global_ * stage.length),
         "flops": stage.total_steps * per_step,
         "bytes_per_rank": {str(zero): cost.bytes_per_rank(stage.model, zero, ranks, low) for zero in range(4)},
-        "growth": None if plan is None else {**plan.to_json(), "text": describe(plan)},
+        "growth": None if plan is None else {**plan.to_json(), "text": [*describe(plan), *_undecided(run, index)]},
         "growth_peak": None if plan is None else growth_peaks(run, plan.models[0], index, ranks),
         "learn": _learn_record(run, index, plan, low),
     }
@@ -150,6 +150,14 @@ def _learn_record(run: Run, index: int, plan: GrowthPlan | None, low: bool) -> d
     if plan is None or plan.learned is None:
         return None
     return {**plan.learned.model_dump(), "flops": learn_flops(run, index), "bytes": learn_bytes(plan, low)}
+
+
+def _undecided(run: Run, index: int) -> list[str]:
+    """What of the growth into stage `index` the plan can but assume."""
+    until = run.stages[index - 1].until if index else None
+    if until is None or until.policy != "split":
+        return []
+    return [f"which run of shared layers is split, and where, is decided by the gradients in stage {index - 1}"]
 
 
 def growth_peaks(run: Run, old: Model, index: int, ranks: int) -> dict[str, int]:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from growth_ds.config import Model, Run
 from growth_ds.config.splits import halved, split_at, with_splits
 from growth_ds.model import cost
-from growth_ds.planning import flops_at, growths
+from growth_ds.planning import flops_at, growths, plan_run
 from growth_ds.policy import split_place, with_ends
 
 MODEL = {"layers": 8, "hidden": 12, "heads": 2, "ffn": 20, "positions": 16, "vocab_size": 40}
@@ -109,6 +109,9 @@ def test_stages_are_planned_with_halves_and_go_on_with_what_is_decided():
         cost.parameters(stage.model) for stage in planned.stages
     ]
     assert with_splits(planned, {}).stages == planned.stages
+    texts = [stage["growth"]["text"] for stage in plan_run(planned, 1)["stages"][1:]]
+    assert ["is decided by the gradients in stage" in text[-1] for text in texts[:2]] == [True, True]
+    assert not any("is decided" in line for text in texts[2:] for line in text)
     assert flops_at(with_splits(planned, {0: 1}), 30) == flops_at(planned, 30)
     assert Run.model_validate(planned.model_dump(mode="json", by_alias=True)) == planned, "as config.yaml has it"
 

@@ -303,8 +303,8 @@ def case_rank0_and_sharded_are_the_same_bits() -> None:
 def case_ranks_that_resolve_different_growths_stop() -> None:
     right = coordinator_module.growth_plan
 
-    def by_rank(old: Any, new: Any, grow: Any, limit: Any = None) -> Any:
-        return right(old, new, grow.model_copy(update={"seed": distributed.rank()}), limit)
+    def by_rank(old: Any, new: Any, grow: Any, *more: Any) -> Any:
+        return right(old, new, grow.model_copy(update={"seed": distributed.rank()}), *more)
 
     coordinator_module.growth_plan = by_rank
     try:

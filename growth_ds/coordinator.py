@@ -143,7 +143,8 @@ class Coordinator:
         moved: Source = source
         way, learned = plan, dict[str, Any]()
         if plan.learned is not None:
-            moved, way, learned = self._learn(index, position, plan, source)
+            moved, way, learned, earlier = self._learn(index, position, plan, source)
+            started -= earlier
         engine = self._build(index)
         try:
             engine.state.is_summing = grown
@@ -193,15 +194,16 @@ class Coordinator:
 
     def _learn(
         self, index: int, position: Position, plan: GrowthPlan, source: Source
-    ) -> tuple[Source, GrowthPlan, dict[str, Any]]:
-        """The grown state that a learned operator makes, the plan that only moves it, the ledger's `learn`."""
+    ) -> tuple[Source, GrowthPlan, dict[str, Any], float]:
+        """The grown state that a learned operator makes, the plan that only moves it, the ledger's `learn`, and the
+        seconds that it learned for before a restart."""
         if self.rows is None or not isinstance(source, Checkpoint):
             raise UserError(f"stages.{index}.grow.recipe: {plan.grow.recipe} learns between two stages of a run")
-        moved, record = learned_source(
+        moved, record, earlier = learned_source(
             self.run, index, position.step, plan, source, self.folder, self.rows, self.interrupted, self.say
         )
         model = self.run.stages[index].model
-        return moved, growth_plan(model, model, Grow()), {"learn": record}
+        return moved, growth_plan(model, model, Grow()), {"learn": record}, earlier
 
     def _mode(self, index: int, position: Position, plan: GrowthPlan, old: Model) -> str:
         """How the state is moved. Weights may come from rank 0, ramp and multipliers come from each rank's own plan:

@@ -10,7 +10,8 @@ Nothing is learned twice: a run that was killed after "keep" takes the file, if 
 
 Every rank holds the small model and all grown weights while it learns. So ZeRO stages go up to 2: the third would cut
 the operator, whose weights are not what fills the memory, and gather nothing of the weights that are made in a forward.
-Activations are kept: `engine.activation_checkpointing` computes a layer again when its weights are gone.
+Activations are kept: `engine.activation_checkpointing` would compute a layer again when its weights are gone. Nor is
+anything compiled.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from growth_ds.checkpoint import Checkpoint
 from growth_ds.config import Model, Optim, Run, Stage
 from growth_ds.data.batch import Batch
 from growth_ds.engine import distributed
+from growth_ds.engine.ds_config import resolve_precision
 from growth_ds.engine.memory import release_memory
 from growth_ds.engine.zero import ZeroEngine
 from growth_ds.errors import UserError
@@ -50,6 +52,7 @@ Rows = Callable[[Run, int, int], Iterator[list[Batch]]]
 """(run, first optimizer step, steps) -> for each step this rank's micro-batches, of the stage of the first."""
 MAX_STAGE = 2
 """ZeRO stage up to which an operator is learned."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SAY_EVERY = 10
 """Steps between two lines on the terminal."""
 _SALT = 1_000_003  # dropout while an operator learns is not that of the stage's own steps
@@ -108,10 +111,11 @@ class LearnedSource:
 def learned_source(
     run: Run, index: int, step: int, plan: GrowthPlan, source: Checkpoint, folder: RunFolder, rows: Rows,
     interrupted: Callable[[], bool], say: Callable[[str], None],
-) -> tuple[LearnedSource, dict[str, Any]]:  # fmt: skip
-    """The grown weights of stage `index`, and the ledger's `learn` record. Collective; no engine may be alive.
+) -> tuple[LearnedSource, dict[str, Any], float]:  # fmt: skip
+    """The grown weights of stage `index`, the ledger's `learn` record, and the seconds of learning before a restart.
 
-    Raises UserError on all ranks for what cannot be written or learned, Stopped when a stop is asked for on any.
+    Collective; no engine may be alive. Raises UserError on all ranks for what cannot be written or learned, Stopped
+    when a stop is asked for on any.
     """
     main = distributed.rank() == 0
     with agreed(folder.growths) as outcome:
@@ -133,7 +137,7 @@ def learned_source(
     except (OSError, ValueError) as error:
         problem = UserError(f"{path}: cannot be read on rank {distributed.rank()} ({error}); is it on a shared disk?")
     distributed.settle(problem)
-    return LearnedSource(plan, source, values), {**record, "file": path.name}
+    return LearnedSource(plan, source, values), {**record, "file": path.name}, record["seconds"] if known else 0.0
 
 
 def _learned(
@@ -176,7 +180,9 @@ def _learned(
 def _engine(run: Run, stage: Stage, plan: GrowthPlan, source: Checkpoint) -> ZeroEngine:
     assert plan.learned is not None
     options, learn = run.engine, plan.learned
-    student = Student(stage.model, operator_of(plan, depth_blend), _tables(source), stage.pool)
+    dtype = DTYPES[resolve_precision(options.precision)]  # DeepSpeed casts parameters, and no buffers
+    small = {pattern: table.to(dtype) for pattern, table in _tables(source).items()}
+    student = Student(stage.model, operator_of(plan, depth_blend), small, stage.pool)
     zero = {key: value for key, value in options.zero.items() if not key.startswith(("stage3_", "offload_param"))}
     return ZeroEngine(
         student,

@@ -137,7 +137,7 @@ def test_plan_prints_it(tmp_path, monkeypatch, capsys):
     path.write_text(json.dumps(tree))
     shown = growth_ds(monkeypatch, capsys, "plan", path)
     assert shown.code == 0, shown.err
-    assert "into stage 1: layer 2 -> 4 (ligo), not exact: ligo learns it for 7 steps on the stage's text" in shown.out
+    assert "into stage 1: layer 2 -> 4 (ligo), not exact: ligo learns it on text" in shown.out
     assert "into stage 1: learned in 7 steps at lr 0.002: " in shown.out
 
 

@@ -22,8 +22,7 @@ def inexact(plan: GrowthPlan) -> dict[str, str]:
     """Axis -> why the model computes something else right after the growth; empty if it does not."""
     reasons: dict[str, str] = {}
     if plan.learned is not None:
-        why = f"{plan.grow.recipe} learns it for {plan.learned.steps} steps on the stage's text; copies are exact"
-        return dict.fromkeys(plan.recipes, why)
+        return dict.fromkeys(plan.recipes, f"{plan.grow.recipe} learns it on text")
     for axis, each in plan.maps.items():
         if not isinstance(each, AxisMap):
             reasons[axis] = "a dense map mixes the units; copies are exact"

@@ -44,6 +44,17 @@ def test_offsets_neither_repeat_nor_skip_at_a_change_of_length(text):
     assert text.offset(run, 0) == 0
 
 
+def test_rows_ahead_are_those_of_the_stage_and_go_on_beyond_it(text):
+    run, other = small_run(), small_run(steps=(20, 30))
+    for rank in range(2):
+        ahead = list(text.ahead(run, 20, 25, rank, 2))
+        wanted = list(text.batches(other, range(20, 45), rank, 2))
+        assert len(ahead) == 25
+        for found, step in zip(ahead, wanted, strict=True):
+            assert all(torch.equal(a.ids, b.ids) for a, b in zip(found, step, strict=True))
+            assert all(torch.equal(a.labels, b.labels) for a, b in zip(found, step, strict=True))
+
+
 def test_stores_are_blended_by_weight(store, tmp_path):
     documents = [Document(f"other-{i}", "\n".join(sentences(12, seed=5000 + i))) for i in range(60)]
     prepare([], tmp_path / "b", documents=(documents, []), tokenizer=store / "tokenizer", workers=1, progress=False)

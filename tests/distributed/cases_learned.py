@@ -12,11 +12,13 @@ import torch
 from growth_ds import learning, offline
 from growth_ds.config import Run
 from growth_ds.data.batch import Batch
+from growth_ds.data.text import Text
 from growth_ds.engine import distributed
 from growth_ds.engine.scrub import live_engines
-from growth_ds.planning import flops_at, learn_flops
+from growth_ds.engine.signals import StopFlag
+from growth_ds.planning import flops_at, learn_flops, with_vocabulary
 from growth_ds.run_folder import RunFolder
-from growth_ds.trainer import FINISHED, STOPPED
+from growth_ds.trainer import FINISHED, STOPPED, Trainer
 from tests.distributed.corpus import folder
 from tests.distributed.growing import Growth, losses, metrics, note, run_of, train
 from tests.growth.learned import toy
@@ -109,13 +111,13 @@ def _exports(name: str) -> None:
     torch.testing.assert_close(found, mine, rtol=0.0, atol=1e-5)
 
 
-def _hundred_steps(name: str) -> None:
-    """From a model that reads its neighbours: what the operator makes of it at first does not, and then does."""
-    plan = plan_of(toy.OLD, toy.NEW, recipe=name, learn={"lr": LR})
+def _taught(name: str, steps: int = 100, **engine: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The record of an operator that learns from a model that reads its neighbours, and its numbers."""
+    plan = plan_of(toy.OLD, toy.NEW, recipe=name, learn={"lr": LR, "steps": steps})
     stage = {"length": toy.LENGTH, "batch": {"global": 64, "micro": 32}, "steps": 10}
     models = [toy.OLD.model_dump(), toy.NEW.model_dump()]
     stages = [{**stage, "model": model, "grow": plan.grow.model_dump()} for model in models]
-    config = Run.model_validate({"name": name, "engine": {"precision": "fp32", "zero": 2}, "stages": stages})
+    config = Run.model_validate({"name": name, "engine": {"precision": "fp32", "zero": 2, **engine}, "stages": stages})
 
     def rows(run: Run, step: int, count: int) -> Iterator[list[Batch]]:
         for turn in range(count):
@@ -123,7 +125,12 @@ def _hundred_steps(name: str) -> None:
             yield [whole.rows(32 * distributed.rank(), 32 * distributed.rank() + 32)]
 
     source: Any = toy.Trained()
-    record, values = learning._learned(config, 1, 10, plan, source, rows, lambda: False, lambda line: None)
+    return learning._learned(config, 1, 10, plan, source, rows, lambda: False, lambda line: None)
+
+
+def _hundred_steps(name: str) -> None:
+    """What the operator makes at first reads its neighbours no more, and then does."""
+    record, values = _taught(name)
     assert (record["steps"], record["lr_peak"]) == (100, LR)
     assert bool(values) == (distributed.rank() == 0)
     note(f"{name}-toy", first=record["loss_first"], last=record["loss_last"], seconds=record["seconds"])
@@ -159,6 +166,66 @@ def case_mango_exports() -> None:
 
 def case_mango_hundred_steps() -> None:
     _hundred_steps("mango")
+
+
+def case_every_engine_learns_the_same() -> None:
+    """Under ZeRO-3 as under ZeRO-2, with that stage's own keys in the options; in bf16 nearly."""
+    kinds: list[dict[str, Any]] = [
+        {"zero": {"stage": 2}},
+        {"zero": {"stage": 0}},
+        {"zero": {"stage": 1}},
+        {"zero": {"stage": 3, "stage3_param_persistence_threshold": 10}},
+        {"zero": {"stage": 2}, "precision": "bf16"},
+    ]
+    for recipe in ("ligo", "mango"):
+        first: dict[str, torch.Tensor] = {}
+        for kind in kinds:
+            record, values = _taught(recipe, steps=4, **kind)
+            assert abs(record["loss_last"] - record["loss_first"]) < 3.0
+            first = first or values
+            if distributed.rank() == 0:
+                low = "precision" in kind
+                for key, value in values.items():
+                    assert value.dtype == torch.float32
+                    torch.testing.assert_close(value, first[key], rtol=0.0, atol=2e-2 if low else 1e-5)
+
+
+def case_a_stop_while_it_learns() -> None:
+    """All ranks leave, nothing is written, and the same command goes on."""
+    name = "ligo-stopped"
+    _again("ligo", name, "growths")
+    config = run("ligo")
+    text = Text.of(config)
+    vocabulary = with_vocabulary(config, text.tokenizer.vocab_size)
+    trainer = Trainer(vocabulary, RunFolder(folder() / name), text, StopFlag())
+    trainer.stop = asked = _Asked()  # type: ignore[assignment]
+    rows = trainer.coordinator.rows
+    assert rows is not None
+
+    def counted(*place: Any) -> Iterator[list[Batch]]:
+        for number, batches in enumerate(rows(*place)):
+            asked.now = number == 3 and distributed.rank() == 1
+            yield batches
+
+    trainer.coordinator.rows = counted
+    assert trainer.train(resume=True) == STOPPED
+    assert asked.now == (distributed.rank() == 1)
+    assert not (folder() / name / "growths").exists()
+    distributed.barrier()
+    assert train(config, name)[0] == FINISHED
+    assert growth_of(name)["learn"]["digest"] == growth_of("ligo")["learn"]["digest"]
+
+
+class _Asked:
+    """In the place of the signals' flag."""
+
+    now = False
+
+    def __bool__(self) -> bool:
+        return self.now
+
+    def settle(self) -> None:
+        """There is no signal that could come."""
 
 
 def case_the_ways_to_move_it_give_the_same_bits() -> None:

@@ -32,7 +32,7 @@ def test_case(results, name):
 def test_hundred_steps_lower_the_loss(results, name):
     check(results[0], f"{name}_hundred_steps")
     figures = results[1][f"{name}-toy"]
-    print(json.dumps(figures))
+    print(json.dumps({**figures, "resumed": results[1][f"{name}-again"]["apart"]}))
     assert figures["first"] > 2.0, "what it starts with has lost what the small model knows"
     assert figures["last"] < figures["first"] - 0.8
 

@@ -13,7 +13,8 @@ as its matrix is, and piece c comes from piece c mod (old pieces). The decoder s
 
 Start (the paper's is not known to us): the rank's first channel is LiGO's, S_O = S_I = [I; M] with rows that sum to 1,
 S_L the noisy stack, S_B piece by piece (readers of repeated FFN pieces take their share); every other entry is uniform
-within +-0.1 / (old units), so that all get a gradient.
+within +-0.1 / (old units), so that all get a gradient. An axis that does not grow starts as the identity, and is
+learned too.
 """
 
 from __future__ import annotations

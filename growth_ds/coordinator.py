@@ -140,8 +140,8 @@ class Coordinator:
         self.during = During.of(facts)
         if grown or begun:
             self.during = self.during.after(plan, position.step)
-        moved: Source = source
-        way, learned = plan, dict[str, Any]()
+        moved: Source
+        moved, way, learned = source, plan, dict[str, Any]()
         if plan.learned is not None:
             moved, way, learned, earlier = self._learn(index, position, plan, source)
             started -= earlier
@@ -187,16 +187,14 @@ class Coordinator:
 
     def _order(self, index: int, source: Source, old: Model) -> Order | None:
         """The units of layers that the growth splits, as the old model's validation rows rank them. Collective."""
-        stage = self.run.stages[index]
-        if not splits(old, stage.model, stage.grow):
+        if not splits(old, self.run.stages[index].model, self.run.stages[index].grow):
             return None
         return agreed_order(source, old, lambda: self.batches(self.run.stages[max(index - 1, 0)].length))
 
     def _learn(
         self, index: int, position: Position, plan: GrowthPlan, source: Source
     ) -> tuple[Source, GrowthPlan, dict[str, Any], float]:
-        """The grown state that a learned operator makes, the plan that only moves it, the ledger's `learn`, and the
-        seconds that it learned for before a restart."""
+        """What an operator makes, the plan that only moves it, the ledger's `learn`, seconds before a restart."""
         if self.rows is None or not isinstance(source, Checkpoint):
             raise UserError(f"stages.{index}.grow.recipe: {plan.grow.recipe} learns between two stages of a run")
         moved, record, earlier = learned_source(

@@ -7,7 +7,7 @@ import pytest
 from growth_ds.config import SCRATCH
 from growth_ds.config_file import shipped
 from growth_ds.errors import UserError
-from growth_ds.planning import flops_at, stage_flops
+from growth_ds.planning import flops_at, learn_flops, stage_flops
 from growth_ds.suite.runs import entries_of, load_suite
 from tests.suite.suites import MODEL, tree, write
 
@@ -152,3 +152,17 @@ def test_what_cannot_be_is_refused(tmp_path, name):
         entries(tmp_path, **changes)
     assert message in str(error.value)
     assert "s.yaml" in str(error.value)
+
+
+def test_what_an_operator_learns_by_is_part_of_the_budget(tmp_path):
+    grow = {"recipe": "ligo", "learn": {"steps": 4}}
+    stages = [{"model": {**MODEL, "layers": 2}, "share": 0.25}, {"share": 0.75, "grow": grow}]
+    found = entries(tmp_path, scale=10.0, methods={"ligo": {"stages": stages}, **tree()["methods"]})
+    run, other = found["ligo"].run, found["stack"].run
+    step, learned = stage_flops(run, run.stages[-1]), learn_flops(run, 1)
+    assert learned > 4 * step
+    assert sum(cost(run)) + learned == pytest.approx(0.8 * sum(cost(found[SCRATCH].run)), abs=step)
+    assert sum(cost(other)) - sum(cost(run)) == pytest.approx(learned, abs=2 * step)
+    methods = {"ligo": {"stages": [stages[0], {**stages[1], "grow": {"recipe": "ligo", "ffn": "tile"}}]}}
+    with pytest.raises(UserError, match=r"methods\.ligo: grow\.ffn: ligo learns all axes together"):
+        entries(tmp_path, methods=methods)

@@ -110,7 +110,7 @@ def measure_here(run: Run, index: int, micro: int) -> dict[str, Any]:
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory()
     stage = run.stages[index]
     batch = stage.batch.model_copy(update={"global_": micro, "micro": micro})
-    alone = run.model_copy(update={"stages": (stage.model_copy(update={"batch": batch}),)})
+    alone = run.model_copy(update={"start": None, "stages": (stage.model_copy(update={"batch": batch}),)})
     coordinator = Coordinator(alone, RunFolder(Path(os.devnull)), lambda engine, length: {}, None)
     engine, _ = coordinator.enter(0, Position())
     rows = random_rows(run, index, micro).to(engine.device)

@@ -18,8 +18,9 @@ from growth_ds.start import check_start
 def check_before_text(run: Run, ranks: int, run_dir: Path) -> None:
     """Everything that can be known before the text is read. Raises UserError; writes nothing."""
     check_engine(run, ranks)
-    growths(run)
-    RunFolder(run_dir).check_place()
+    folder = RunFolder(run_dir)
+    growths(run, folder.has_begun)
+    folder.check_place()
 
 
 def train_ranks(config: Path, run_dir: Path, ranks: int, resume: str, sets: list[str], stop: StopFlag) -> int:

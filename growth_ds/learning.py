@@ -61,7 +61,9 @@ _SALT = 1_000_003  # dropout while an operator learns is not that of the stage's
 class Student(nn.Module):
     """The grown model as a function of the operator: a module by the contract of `ZeroEngine`."""
 
-    def __init__(self, model: Model, operator: Operator, small: Mapping[str, Tensor], pool: int = 1) -> None:
+    def __init__(
+        self, model: Model, operator: Operator, small: Mapping[str, Tensor], pool: int = 1, window: int | None = None
+    ) -> None:
         """`small`: tables of the small model (`operator.stacked`), which are held and get no gradient."""
         super().__init__()
         self.operator, self.patterns = operator, list(small)
@@ -70,7 +72,7 @@ class Student(nn.Module):
             self.register_buffer(f"small_{number}", table.detach(), persistent=False)
         with torch.device("meta"):
             bert = Bert(model)
-        bert.pool = pool
+        bert.pool, bert.attention_window = pool, window
         self._bert = (bert,)  # no submodule: it has no weights of its own
 
     def weights(self) -> dict[str, Tensor]:
@@ -182,7 +184,7 @@ def _engine(run: Run, stage: Stage, plan: GrowthPlan, source: Checkpoint) -> Zer
     options, learn = run.engine, plan.learned
     dtype = DTYPES[resolve_precision(options.precision)]  # DeepSpeed casts parameters, and no buffers
     small = {pattern: table.to(dtype) for pattern, table in _tables(source).items()}
-    student = Student(stage.model, operator_of(plan, depth_blend), small, stage.pool)
+    student = Student(stage.model, operator_of(plan, depth_blend), small, stage.pool, stage.attention_window)
     zero = {key: value for key, value in options.zero.items() if not key.startswith(("stage3_", "offload_param"))}
     return ZeroEngine(
         student,

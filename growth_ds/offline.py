@@ -95,7 +95,7 @@ def grow_checkpoint(
     if plan.learned is not None:
         raise UserError(f"grow.recipe: {grow.recipe} is learned on data; use it in a run (growth-ds train)")
     facts = {**source.facts, "grown": [*source.facts.get("grown", []), plan.to_json()]}
-    for key in ("probe", "ramp", "lr"):
+    for key in ("probe", "ramp", "lr", "lr_decay"):
         facts.pop(key, None)
     facts |= during.after(plan, step).facts(step)
 

@@ -61,7 +61,8 @@ def learn_flops(run: Run, index: int) -> int:
     plan = make_plan(layout, before, stage.model, stage.grow, FIXED, stage.total_steps)
     assert plan.learned is not None
     nsp = run.data.objective == "mlm+nsp" and stage.model.nsp
-    row = cost.train_flops_per_row(stage.model, stage.length, run.data.mask_prob, nsp, stage.pool)
+    options: dict[str, Any] = {"pool": stage.pool, "window": stage.attention_window}
+    row = cost.train_flops_per_row(stage.model, stage.length, run.data.mask_prob, nsp, **options)
     made = -(-stage.batch.global_ // stage.batch.micro) * operator_flops(plan)
     return plan.learned.steps * (stage.batch.global_ * row + made)
 

@@ -47,9 +47,15 @@ def start_plan(run: Run) -> GrowthPlan | None:
     if new.vocab_size is None:  # the store's, which is not known yet
         new = new.model_copy(update={"vocab_size": old.vocab_size})
     try:
-        return make_plan(layout, old, new, stage.grow, FIXED, stage.total_steps)
+        plan = make_plan(layout, old, new, stage.grow, FIXED, stage.total_steps)
     except UserError as error:
         raise UserError(f"{run.name}: start: {run.start}: stages.0.{error}") from None
+    if plan.learned is not None:
+        recipe = stage.grow.recipe
+        raise UserError(
+            f"{run.name}: stages.0.grow.recipe: {recipe} learns between two stages; use another recipe here"
+        )
+    return plan
 
 
 def check_start(run: Run, tokenizer: Tokenizer) -> None:
@@ -61,8 +67,12 @@ def check_start(run: Run, tokenizer: Tokenizer) -> None:
         return
     from growth_ds.checkpoint import open_verified
     from growth_ds.data.tokenizer import from_folder
+    from growth_ds.during import During
 
-    folder = open_verified(Path(run.start)).tokenizer
+    checkpoint = open_verified(Path(run.start))
+    if During.of(checkpoint.facts).progress(int(checkpoint.facts.get("step", 0))) is not None:
+        raise UserError(f"start: {run.start}: is in the middle of a growth's ramp; train it to the ramp's end first")
+    folder = checkpoint.tokenizer
     own = None if folder is None else from_folder(folder)
     if own is None:
         return

@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "optim": {"config", "ops"},
     "engine": {"config", "optim"},  # it is handed a module
     "paths": {"config"},
-    "start": BASE | {"growth", "model", "checkpoint", "data"},
+    "start": BASE | {"growth", "model", "checkpoint", "data", "during"},
     "planning": BASE | {"growth", "model", "paths", "start"},
     "policy": BASE | {"model", "planning"},
     "correlation": PARTS | {"data"},

@@ -199,6 +199,9 @@ def inherit_model(previous: dict[str, Any], given: dict[str, Any]) -> dict[str, 
     and of it and `shared_runs` a new one ends the old other; `thin_ffn: null` ends thin layers, `ffn_rank: null`
     low-rank ones, `light_every: null` light attention.
     """
+    runs = previous.get("shared_runs")
+    if isinstance(runs, (list, tuple)) and runs and all(run == 1 for run in runs):  # split to the end: none is shared
+        previous = {key: value for key, value in previous.items() if key not in ("shared_runs", "stored_layers")}
     ends = (THIN, FFN_RANK, "light_every")
     merged = {**previous, **{key: value for key, value in given.items() if value is not None or key in ends}}
     unshared = previous.get("stored_layers") in (None, previous.get("layers"))

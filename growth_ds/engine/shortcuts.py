@@ -120,7 +120,5 @@ def _add_to_places(
     for gradient, place in zip(small_bucket, output_bucket or (), strict=False):
         if place is None:
             continue
-        if first or (places is not None and places.unwritten.pop(place.data_ptr(), None) is not None):
-            place.copy_(gradient)
-        else:
-            place.add_(gradient)
+        stale = places is not None and places.unwritten.pop(place.data_ptr(), None) is not None
+        place.copy_(gradient) if first or stale else place.add_(gradient)

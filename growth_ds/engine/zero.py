@@ -318,7 +318,7 @@ class ZeroEngine:
         if self._ds is None:
             return
         scrub.dismantle(self._ds, self._snapshot)
-        self._ds = self._fragments = self._store = self._snapshot = None  # type: ignore[assignment]
+        self._ds = self._fragments = self._store = self._snapshot = self._easing = None  # type: ignore[assignment]
 
 
 def _check_groups(groups: ParamGroups, params: dict[str, nn.Parameter]) -> None:

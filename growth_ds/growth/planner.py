@@ -260,7 +260,8 @@ def plan_from_json(rows: Rows, record: Mapping[str, Any], fixed: Mapping[str, in
         else:
             old, new = (Model.model_validate(model) for model in record["models"])
             order = {int(layer): units for layer, units in record.get("order", {}).items()}
-            grow, limit = Grow.model_validate(record["grow"]), record["ramp_steps"] or None
+            grow = Grow.model_validate(record["grow"])
+            limit = max(record["ramp_steps"], grow.lr_decay) or None
             plan = make_plan(rows, old, new, grow, fixed, limit, order)
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise ValueError(

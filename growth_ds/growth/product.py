@@ -71,7 +71,8 @@ def product(
 
     `name`: the grown parameter, whose noise it gets; `read`: (kind, name of an old parameter) -> whole tensor.
     """
-    shape = parse(plan.layout[plan.parameters[name][0]]).shape(plan.old)
+    full = parse(plan.layout[plan.parameters[name][0]]).shape(plan.old)
+    shape = full[-2:]  # before them the one expert that the layer is, where it becomes several
     begin, end = span or (0, shape[0] * shape[1])
     if kind == "weight":
         second, first = (read("weight", factor) for factor in factors)
@@ -85,7 +86,7 @@ def product(
         made = torch.zeros(end - begin)
         if kind == "exp_avg_sq" and (plan.grow.fresh_moments or plan.grow.moments) != "reset":
             made += _mean_square(factors, shape, read)
-    return made if span else made.reshape(shape)
+    return made if span else made.reshape(full)
 
 
 def _rms(second: Tensor, first: Tensor) -> float:

@@ -11,6 +11,7 @@ from growth_ds.config import SCRATCH, Method, Run, Stage, Suite
 from growth_ds.config_file import read_yaml, resolve_run, validated
 from growth_ds.errors import UserError
 from growth_ds.planning import growths, learn_flops, stage_flops
+from growth_ds.start import start_digest
 
 LENGTHS = ("steps", "tokens")
 
@@ -98,7 +99,7 @@ def _method(suite: Suite, path: Path, name: str, method: Method, budget: float, 
     run = _resolved(suite, path, name, stages, method.optim, scratch.model.vocab)
     run = _with_steps(run, _steps(run, shares, budget, where)).model_copy(update={"start": method.start})
     try:
-        growths(run)
+        growths(run, begun=start_digest(run) is None)  # where it is gone, a run that is done does without
     except UserError as error:
         raise UserError(f"{path}: methods.{error}") from None
     return run

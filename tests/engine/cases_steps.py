@@ -226,19 +226,20 @@ def _poison(module, inputs, output):
 def case_shortcuts_change_no_number():
     """With DeepSpeed's own passes over the gradient: the same losses to the last bit, the norm to its last but one."""
     taken = zero.shortcuts.take
-    for stage in (1, 2):
-        for precision in ("fp32", "bf16"):
+    for stage, precision in ((1, "fp32"), (1, "bf16"), (2, "fp32"), (2, "bf16")):
+        for accumulation in (1, 2):
             results = []
             for take in (taken, lambda ds_optimizer: None):
                 zero.shortcuts.take = take
                 try:
-                    engine = tiny.engine(stage, precision)
+                    engine = tiny.engine(stage, precision, accumulation=accumulation)
                 finally:
                     zero.shortcuts.take = taken
                 has_its_own = (stage, precision) == (1, "bf16")  # BF16_Optimizer: it stays as it is
                 replaced = take is taken and not has_its_own
                 assert ("get_grad_norm_direct" in vars(engine._ds.optimizer)) == replaced
-                parts = [tiny.micro_batches(step, engine.rank, engine.world_size, 2) for step in range(6)]
+                own = (engine.rank, engine.world_size, accumulation)
+                parts = [tiny.micro_batches(step, *own) for step in range(6)]
                 results.append([engine.step(part, tiny.LR) for part in parts])
                 engine.close()
             for mine, theirs in zip(*results, strict=True):

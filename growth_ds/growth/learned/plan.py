@@ -66,6 +66,8 @@ def _check_models(name: str, layouts: tuple[Layout, Layout], old: Model, new: Mo
     for model in (old, new):
         if model.shares_layers or model.thin_ffn is not None:
             raise UserError(f"grow.recipe: {name} needs layers of one size that share nothing; grow twice")
+        if model.experts > 1:
+            raise UserError(f"grow.recipe: {name} has no rule for experts; use a recipe of copies, or grow before them")
     if set(layouts[0]) != set(layouts[1]):
         raise UserError(f"grow.recipe: {name} makes no new parts of a model; add them in a stage of its own")
     for model in (old, new) if name == "mango" else ():

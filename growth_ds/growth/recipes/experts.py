@@ -25,7 +25,7 @@ def moebert(ask: Ask) -> AxisMap:
     shared = shared_of(size, ask.grow.shared_units)
     others = {axis: count for axis, count in ask.before.sizes().items() if axis != "ffn"}
     for axis, count in others.items():
-        if ask.after.sizes()[axis] != count:
+        if ask.after.sizes().get(axis) != count:
             raise UserError(f"moebert splits feed-forward layers and grows no other axis; grow {axis} in another stage")
     if shared > size:
         raise UserError(f"moebert: shared_units {shared} exceed the {size} of an expert; give at most ffn of them")

@@ -37,14 +37,13 @@ def best(rows: list[dict[str, Any]], methods: list[str], count: int) -> list[str
 def run(args: argparse.Namespace, seeds: int, methods: list[str]) -> tuple[int, Comparison]:
     """Train these methods with the first `seeds` seeds, whatever is done left as it is."""
     comparison = open_suite(args.suite, args.out, seeds, args.budget, print, methods)
-    where = about()
+    return run_suite(comparison, 1, print, lambda: write_records(comparison, args.json)), comparison
 
-    def wrote() -> None:
-        nats = {f"{name}_loss": loss for name, loss in known_baselines(comparison).items()}
-        rows = [{**row, **nats, "suite": comparison.suite.name, **where} for row in read_rows(comparison)]
-        write_json(args.json, rows)
 
-    return run_suite(comparison, 1, print, wrote), comparison
+def write_records(comparison: Comparison, path: Path) -> None:
+    """The rows of all finished runs, each with the baselines' nats, machine and versions."""
+    nats = {f"{name}_loss": loss for name, loss in known_baselines(comparison).items()}
+    write_json(path, [{**row, **nats, "suite": comparison.suite.name, **about()} for row in read_rows(comparison)])
 
 
 def main() -> int:

@@ -125,7 +125,7 @@ def test_chosen_methods_are_trained_and_the_others_keep_their_rows(left_alone, s
     result = growth_ds(monkeypatch, capsys, "compare", suite, "--out", out, "--methods", "later", "--json")
     assert result.code == 1
     assert [folder.parent.name for folder in trained] == ["later"]
-    assert [row["method"] for row in json.loads(result.out)] == [SCRATCH, "stack", "later"]
+    assert [row["method"] for row in rows(out)] == [SCRATCH, "stack", "later"]
 
 
 @pytest.mark.parametrize(

@@ -266,8 +266,11 @@ def name_table(opened: Opened, plain: Mapping[str, str], model: Model) -> dict[s
     found = dict(plain) if _ours(plain) else _canonical(opened, plain)
     if not _ours(plain) and model.shares_layers:
         raise UserError(f"{opened.path}: Hugging Face names know no shared layers; leave stored_layers out of --model")
-    if not _ours(plain) and model.ffn_rank is not None:
-        raise UserError(f"{opened.path}: Hugging Face names know no low-rank layers; leave ffn_rank out of --model")
+    special = {"ffn_rank": model.ffn_rank, "light_every": model.light_every, "experts": model.experts > 1 or None}
+    for key, given in special.items():
+        if not _ours(plain) and given is not None:
+            what = {"ffn_rank": "low-rank layers", "light_every": "light attention", "experts": "experts"}[key]
+            raise UserError(f"{opened.path}: Hugging Face names know no {what}; leave {key} out of --model")
     shapes, table = opened.shapes(), {}
     for name, shape in parameter_shapes(model).items():
         keys = _keys(model, name, plain)

@@ -246,6 +246,9 @@ def test_a_deepspeed_folder_of_it_is_read_under_our_names_alone(tmp_path):
     assert_same(Checkpoint(tmp_path / "back"), states)
     write_zero3(tmp_path / "theirs", theirs)
     refused("know no low-rank layers; leave ffn_rank out", tmp_path / "theirs", tmp_path / "out", model=low)
+    for key, what in (("light_every", "light attention"), ("experts", "experts")):
+        other = TINY.model_copy(update={key: 2})
+        refused(f"know no {what}; leave {key} out", tmp_path / "theirs", tmp_path / "out", model=other)
 
 
 def test_offline_growth_and_exports_before_and_after_it_are_one_function(tmp_path):

@@ -251,7 +251,7 @@ class Coordinator:
         untouched(self.module, DTYPES[resolve_precision(options.precision)])
         self.module.activation_checkpointing = options.activation_checkpointing
         self.module.average_shared()
-        self.module.pool, self.module.attention_window = stage.pool, stage.attention_window
+        self.module.read_as(stage)
         if options.compile:
             self.module.compile_layers()
         rates = ModelRates(stage.model, self.during.rates)
@@ -291,10 +291,10 @@ class Coordinator:
         except AssertionError as error:
             raise GrowthFailed(f"the growth at step {position.step}: {error}; {STAYS}") from None
         assert self.module is not None
-        past, now = self.run.stages[index - 1], self.run.stages[index]
-        self.module.pool, self.module.attention_window = past.pool, past.attention_window  # as "before" was measured
-        after = self.probe(engine, self.run.stages[index - 1].length)
-        self.module.pool, self.module.attention_window = now.pool, now.attention_window
+        past = self.run.stages[index - 1]
+        self.module.read_as(past)  # as "before" was measured
+        after = self.probe(engine, past.length)
+        self.module.read_as(self.run.stages[index])
         release_memory()  # what ZeRO-3 gathered for it, before the checkpoint needs room
         if not plan.exact and not math.isfinite(after["loss"]):
             was = f"it was {before['loss']:.6f}"

@@ -161,9 +161,15 @@ def _is_file(value: Any) -> bool:
     return isinstance(value, str) and ".py@" in value
 
 
-_SAYS_NOTHING = {"until": None, "path_layers": None, "submodel_layers": None, "pool": 1, "frozen_layers": 0}
-_SAYS_NOTHING |= {"attention_window": None, "depth_up_to": None}
-"""Keys of a stage that came later, and what they are where they change nothing."""
+_SAYS_NOTHING: dict[str, dict[str, Any]] = {
+    "": {
+        "until": None, "path_layers": None, "submodel_layers": None, "pool": 1, "frozen_layers": 0,
+        "attention_window": None, "depth_up_to": None,
+    },
+    "model": {"shared_gradient": "sum", "ffn_rank": None, "light_every": None, "shared_runs": None},
+    "grow": {"rank_noise": 0.0, "experts": None, "shared_units": None, "learn": None},
+}  # fmt: skip
+"""Keys of a stage, and of blocks in it, that came later, and what they are where they change nothing."""
 
 
 class Run(Frozen):
@@ -262,25 +268,12 @@ class Run(Frozen):
             written["model"] = stage.planned_model.model_dump(mode="json", by_alias=True)
             written["grow"] = {key: value for key, value in written["grow"].items() if key not in stage.grow.unsaid()}
         for stage in dumped["stages"]:  # a key that says nothing is left out: runs of before it was there have the same
-            for key, plain in _SAYS_NOTHING.items():
-                if stage[key] == plain:
-                    del stage[key]
-            if stage["model"]["shared_gradient"] == "sum":
-                del stage["model"]["shared_gradient"]
-            for key in ("ffn_rank", "light_every"):
-                if stage["model"][key] is None:
-                    del stage["model"][key]
-            if stage["grow"]["rank_noise"] == 0.0:
-                del stage["grow"]["rank_noise"]
-            if stage["model"]["experts"] == 1:
+            for block, keys in _SAYS_NOTHING.items():
+                own = stage[block] if block else stage
+                for key in [key for key, plain in keys.items() if own[key] == plain]:
+                    del own[key]
+            if stage["model"]["experts"] == 1:  # without experts nothing is routed, whatever the seed
                 del stage["model"]["experts"], stage["model"]["routing_seed"]
-            for key in ("experts", "shared_units"):
-                if stage["grow"][key] is None:
-                    del stage["grow"][key]
-            if stage["model"]["shared_runs"] is None:
-                del stage["model"]["shared_runs"]
-            if stage["grow"]["learn"] is None:
-                del stage["grow"]["learn"]
         for stage in dumped["stages"]:  # a recipe file is what it holds, not where it lies: `path@digest`
             grow = stage["grow"]
             stage["grow"] = {k: v.rpartition("/")[2] if _is_file(v) else v for k, v in grow.items()}

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from growth_ds.config import Model
+from growth_ds.config import Model, Stage
 from growth_ds.errors import UserError
 from growth_ds.model import layout
 from growth_ds.model.blocks import Embeddings, Head, Layer, Norm, Ramp, Seen, normed
@@ -154,6 +154,10 @@ class Bert(nn.Module):
         """Run every layer as `torch.compile(**options)` makes it: one graph for all, with the fused ops as calls."""
         for layer in self.layers:
             layer.compile(**options)
+
+    def read_as(self, stage: Stage) -> None:
+        """Read rows as a stage has it: pooled, and within its window."""
+        self.pool, self.attention_window = stage.pool, stage.attention_window
 
     def average_shared(self) -> None:
         """Where the model asks for it, divide the gradient of a stored layer by the number of depths it runs at.

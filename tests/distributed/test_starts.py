@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.distributed.corpus import own_folder
-from tests.engine.distributed_cases import case_names, check, run_cases
+from tests.engine.distributed_cases import check, run_cases, without_other_stages
 
 CASES = "tests.distributed.cases_starts"
-SLOW = [name for name in case_names(CASES) if name.endswith("_under_every_stage")]
-QUICK = [name for name in case_names(CASES) if name not in SLOW]
+QUICK, SLOW = without_other_stages(CASES)
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,13 @@ def case_names(module: str) -> list[str]:
     return [name.removeprefix("case_") for name in vars(importlib.import_module(module)) if name.startswith("case_")]
 
 
+def without_other_stages(module: str) -> tuple[list[str], list[str]]:
+    """The names of a module's cases: those for every `make test`, and those that repeat a run in other ZeRO stages."""
+    names = case_names(module)
+    others = [name for name in names if name.endswith("_under_every_stage")]
+    return [name for name in names if name not in others], others
+
+
 def run_cases(
     module: str, ranks: int, names: list[str] | None = None, limit_s: float = 240, fresh: bool = False
 ) -> dict[str, str]:

@@ -20,6 +20,7 @@ CSRC = Path(__file__).resolve().parent
 FLAGS = ["-O3", "-std=c++17", "-Wall", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-g0"]
 X86 = ["-DGROWTH_DS_X86", "-Wno-psabi"]
 SETS = {"base": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
+SETS["v5"] = [*SETS["v4"], "-mavx512bf16"]  # GCC 10, clang 9
 STABLE = (
     "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the stable ABI of torch 2.10: one build for it and all later ones
 )

@@ -47,7 +47,7 @@ GROWTH_DS_INLINE Floats take(const T* from, int64_t count) {
 
 template <typename T>
 GROWTH_DS_INLINE void give(T* to, Floats x, int64_t count) {
-  count >= W ? store(to, x) : store_some(to, x, count);
+  count >= W ? store_fast(to, x) : store_some(to, x, count);
 }
 
 // Upper and lower half of x * by.

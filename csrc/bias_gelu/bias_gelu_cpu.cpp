@@ -87,7 +87,7 @@ void forward(const T* x, const T* bias, int64_t rows, int64_t width, T* out) {
   for (int64_t r = 0; r < rows; ++r, x += width, out += width) {
     for (int64_t i = 0; i < whole; i += W) {
       const Floats in = load(x + i) + load(bias + i);
-      store(out + i, in * share_of<T, TANH>(in));
+      store_fast(out + i, in * share_of<T, TANH>(in));
     }
     if (!rest) continue;
     const Floats in = load_some(x + whole, rest) + load_some(bias + whole, rest);
@@ -102,7 +102,7 @@ void backward(const T* of_out, const T* x, const T* bias, int64_t rows, int64_t 
   for (int64_t r = 0; r < rows; ++r, of_out += width, x += width, of_x += width) {
     for (int64_t i = 0; i < whole; i += W) {
       const Floats slope = load(of_out + i) * slope_of<T, TANH>(load(x + i) + load(bias + i));
-      store(of_x + i, slope);
+      store_fast(of_x + i, slope);
       store(of_bias + i, load(of_bias + i) + slope);
     }
     if (!rest) continue;

@@ -28,9 +28,15 @@
   }                                                                                                                    \
   namespace v4 {                                                                                                       \
   void name(__VA_ARGS__);                                                                                              \
+  }                                                                                                                    \
+  namespace v5 {                                                                                                       \
+  void name(__VA_ARGS__);                                                                                              \
   }
 #define GROWTH_DS_PICK(name)                                                                                           \
-  (growth_ds::isa() == 4 ? growth_ds::v4::name : growth_ds::isa() == 3 ? growth_ds::v3::name : growth_ds::base::name)
+  (growth_ds::isa() == 5   ? growth_ds::v5::name                                                                       \
+   : growth_ds::isa() == 4 ? growth_ds::v4::name                                                                       \
+   : growth_ds::isa() == 3 ? growth_ds::v3::name                                                                       \
+                           : growth_ds::base::name)
 #else
 #define GROWTH_DS_DECLARE(name, ...)                                                                                   \
   namespace base {                                                                                                     \
@@ -41,19 +47,20 @@
 
 namespace growth_ds {
 
-// 4: AVX-512 (x86-64-v4), 3: AVX2 and FMA (x86-64-v3), 0: neither. GROWTH_DS_ISA=0|3 in the environment takes less than
-// there is, for tests.
+// 5: AVX-512 and its BF16, 4: AVX-512 (x86-64-v4), 3: AVX2 and FMA (x86-64-v3), 0: neither. GROWTH_DS_ISA=0|3|4 in the
+// environment takes less than there is, for tests.
 inline int isa() {
 #ifdef GROWTH_DS_X86
   static const int best = [] {
     const char* asked = std::getenv("GROWTH_DS_ISA");
-    const int most = asked ? std::atoi(asked) : 4;
+    const int most = asked ? std::atoi(asked) : 5;
     __builtin_cpu_init();
     const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
     const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
-    return v4 && most >= 4 ? 4 : v3 && most >= 3 ? 3 : 0;
+    const bool v5 = v4 && __builtin_cpu_supports("avx512bf16");
+    return v5 && most >= 5 ? 5 : v4 && most >= 4 ? 4 : v3 && most >= 3 ? 3 : 0;
   }();
   return best;
 #else
@@ -114,6 +121,17 @@ GROWTH_DS_INLINE void store(bf16* to, Floats x) {
   const Halves halves = narrow((x == x) ? rounded : Words{} + 0x7fc0u);
   std::memcpy(to, &halves, sizeof halves);
 }
+
+// The same, but for numbers below 1e-38, which may become 0.
+GROWTH_DS_INLINE void store_fast(bf16* to, Floats x) {
+#ifdef __AVX512BF16__
+  const __m256bh halves = _mm512_cvtneps_pbh((__m512)x);
+  std::memcpy(to, &halves, sizeof halves);
+#else
+  store(to, x);
+#endif
+}
+GROWTH_DS_INLINE void store_fast(float* to, Floats x) { store(to, x); }
 
 // The first `count` < W of them; `fill` in the others.
 template <typename T>

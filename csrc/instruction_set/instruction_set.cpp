@@ -1,4 +1,4 @@
-// growth_ds::instruction_set: which of the CPU kernels are taken here (4: AVX-512, 3: AVX2, 0: the base), for doctor.
+// growth_ds::instruction_set: which of the CPU kernels are taken here (5: AVX-512 with BF16, 4: AVX-512, 3: AVX2, 0: the base), for doctor.
 #include "../include/cpu.h"
 #include "../include/torch_stable.h"
 

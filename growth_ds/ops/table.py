@@ -41,7 +41,7 @@ OPS = (
     Op("depth_blend", "layers mixed into layers", ("depth_blend", "depth_blend_backward")),
 )
 
-_SETS = {0: "base", 3: "AVX2", 4: "AVX-512"}
+_SETS = {0: "base", 3: "AVX2", 4: "AVX-512", 5: "AVX-512 BF16"}
 
 
 def devices() -> list[str]:

@@ -127,7 +127,7 @@ def test_compile(p):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("level", ["0", "3"])
+@pytest.mark.parametrize("level", ["0", "3", "4"])
 def test_older_instruction_sets(level):
     """Every op once more with the kernels that another processor would take."""
     program = "from tests.ops.cases import check_all; check_all('cpu')"

@@ -10,20 +10,6 @@ constexpr float CUBE = 0.044715f;
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// 2^x for x <= 0, to 2e-9 before rounding; below -125 it is 2^-125. (exp_fast goes both ways and takes 7 steps more.)
-GROWTH_DS_INLINE Floats power_of_two(Floats x) {
-  x = larger(splat(-125.0f), x);  // a NaN stays one
-  const Floats shifted = x + 12582912.0f;  // 1.5 * 2^23: its lowest bits are the whole number nearest to x
-  const Floats r = x - (shifted - 12582912.0f);
-  Floats p = r * 0.000153458122f + 0.00133999315f;
-  p = p * r + 0.00961848896f;
-  p = p * r + 0.0555032878f;
-  p = p * r + 0.240226469f;
-  p = p * r + 0.693147206f;
-  p = p * r + 1.0f;
-  return (Floats)((Words)p + ((Words)shifted << 23));  // into the exponent
-}
-
 struct Gelu {
   Floats share;  // y = x * share
   Floats slope;  // dy/dx

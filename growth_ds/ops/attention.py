@@ -1,14 +1,13 @@
 """Scaled dot-product attention of packed projections: torch's fused kernels, except for the short rows of a CPU.
 
-There it is our kernel in bf16, head by head in the cache (`csrc/short_attention`), and plain products for the rest: with
-a mask or dropout, in fp32, and on processors with a matrix unit, which torch's products use and the kernel does not.
+There it is our kernel in bf16, head by head in the cache (`csrc/short_attention`), and plain products for the rest:
+with a mask or dropout, in fp32, and on processors with a matrix unit, which torch's products use.
 
 Shapes: B rows, T positions, Q of them that ask, N heads, D head size.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -48,11 +47,13 @@ def kernel_takes(packed: tuple[Tensor, ...], heads: int) -> bool:
     return first.shape[-1] // (heads * with_kinds(packed)[0][1]) % 16 == 0
 
 
-@functools.cache
 def _is_faster() -> bool:
     """Forward and backward at 4 heads of 64, 64 rows of 64: 4.0 ms against 5.5 with AVX-512 BF16, 6.2 against 16 with
     plain AVX-512, 13 against 127 with AVX2 (torch 2.13, two Zen 4 cores)."""
-    return torch.ops.growth_ds.instruction_set() >= 3 and not torch.ops.growth_ds.matrix_unit()
+    return bool(torch.ops.growth_ds.instruction_set() >= 3 and not torch.ops.growth_ds.matrix_unit())
+
+
+setattr(_is_faster, "_dynamo_marked_constant", True)  # noqa: B010  (see library.py)
 
 
 def reference(packed: tuple[Tensor, ...], heads: int, mask: Tensor | None, dropout: float) -> Tensor:

@@ -29,6 +29,7 @@ OPS = (
         ("bias_dropout_residual_layer_norm", "bias_dropout_residual_layer_norm_backward"),
         "fused_layer_norm_affine; with weights our own",
     ),
+    Op("attention", "attention of short rows in bf16", ("short_attention", "short_attention_backward")),
     Op("masked_lm_loss", "decoder and cross-entropy of the masked positions", ("cross_entropy_",)),
     Op(
         "adamw",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,8 +13,9 @@ import torch
 from growth_ds.ops import attention as module
 from growth_ds.ops import library
 from growth_ds.ops.attention import attention
+from tests.ops import cases
 
-SHAPES = [(1, 1, 1, 1), (2, 3, 7, 5), (3, 2, 129, 64)]
+SHAPES = [(1, 1, 1, 1), (2, 3, 7, 5), (3, 2, 129, 64), (2, 2, 1, 16), (2, 3, 33, 48), (1, 2, 201, 32)]
 
 
 def inputs(rows, heads, length, size, dtype, masked, some=False):
@@ -54,7 +58,31 @@ def ours(packed, heads, mask):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_error_is_at_most_twice_that_of_torch(dtype, shape, masked, some):
+def test_error_is_at_most_twice_that_of_torch(dtype, shape, masked, some, monkeypatch):
+    monkeypatch.setattr(module, "_is_faster", lambda: True)  # the kernel, whatever processor this is
+    check(dtype, shape, masked, some)
+
+
+@cases.needs_ops
+@pytest.mark.parametrize("level", ["0", "3", "4"])
+def test_older_instruction_sets(level):
+    program = "from tests.ops.test_attention import check_kernel; check_kernel()"
+    environment = {**os.environ, "GROWTH_DS_ISA": level, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def check_kernel():
+    """What the kernel takes, in a process of its own."""
+    module._is_faster = lambda: True
+    for shape in SHAPES[3:]:
+        for some in (False, True):
+            check(torch.bfloat16, shape, False, some)
+
+
+def check(dtype, shape, masked, some):
     packed, gradient, mask = inputs(*shape, dtype, masked, some)
     exact = results(written_out, [x.double() for x in packed], gradient.double(), shape[1], mask)
     eager = results(written_out, packed, gradient, shape[1], mask)
@@ -91,6 +119,27 @@ def test_long_rows_and_the_switch_take_the_fused_kernel(monkeypatch, some):
         attention(tuple(packed), 2, mask, 0.0), written_out(packed, 2, mask), rtol=1e-5, atol=1e-6
     )
     assert len(called) == 2
+
+
+@cases.needs_ops
+def test_who_computes_what(monkeypatch):
+    """The kernel takes bf16 with heads of 16 or a multiple of it, where torch's products have no matrix unit."""
+    monkeypatch.setattr(module, "_is_faster", lambda: True)
+    taken = lambda dtype, size: module.kernel_takes((torch.zeros(1, 4, 6 * size, dtype=dtype),), 2)  # noqa: E731
+    assert [taken(torch.bfloat16, size) for size in (16, 48, 64, 24, 5)] == [True, True, True, False, False]
+    assert not taken(torch.float32, 64)
+    monkeypatch.setattr(module, "_is_faster", lambda: False)
+    assert not taken(torch.bfloat16, 64)
+
+
+@cases.needs_ops
+@pytest.mark.parametrize("some", [False, True])
+def test_torch_compile_traces_the_kernel(monkeypatch, some):
+    monkeypatch.setattr(module, "_is_faster", lambda: True)
+    packed, gradient, _ = inputs(2, 3, 20, 16, torch.bfloat16, False, some)
+    compiled = torch.compile(lambda parts, heads, mask: ours(parts, heads, mask), fullgraph=True, backend="aot_eager")
+    found, again = (results(function, packed, gradient, 3, None) for function in (ours, compiled))
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():

@@ -55,7 +55,7 @@ def main(how: str) -> None:
                 error.on_all_ranks = True
                 raise error
             time.sleep(4 * watch.GRACE_S)
-    distributed.shutdown()  # as the product does: threads of a group that nobody ended may abort a process at its exit
+    dist.destroy_process_group()  # as a run does: threads of a group that nobody ended may abort a process at its exit
 
 
 def _leave_barrier(is_first: bool) -> None:

@@ -17,13 +17,15 @@ growth_ds::AttentionSizes sizes_of(const Tensor& q, const Tensor& k) {
   return {q.size(1), k.size(1), q.size(2), q.size(3)};
 }
 
-void short_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& weights) {
+void short_attention(const Tensor& q, const Tensor& k, const Tensor& v, const growth_ds::Maybe& seen, const Tensor& out,
+                     const Tensor& weights) {
   const auto kernel = GROWTH_DS_PICK(short_attention);
   const auto sizes = sizes_of(q, k);
   const auto queries = view(q), keys = view(k), values = view(v), to = view(out);
+  const auto* counts = growth_ds::read<bool>(seen);
   void* shares = weights.mutable_data_ptr();
   torch::stable::parallel_for(0, q.size(0) * sizes.heads, 1, [&](int64_t begin, int64_t end) {
-    kernel(queries, keys, values, sizes, begin, end, to, shares);
+    kernel(queries, keys, values, counts, sizes, begin, end, to, shares);
   });
 }
 
@@ -52,7 +54,7 @@ bool matrix_unit() {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(growth_ds, library) {
-  library.def("short_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor(b!) weights) -> ()");
+  library.def("short_attention(Tensor q, Tensor k, Tensor v, Tensor? seen, Tensor(a!) out, Tensor(b!) weights) -> ()");
   library.def(
       "short_attention_backward(Tensor of_out, Tensor q, Tensor k, Tensor v, Tensor weights, Tensor(a!) of_q,"
       " Tensor(b!) of_k, Tensor(c!) of_v) -> ()");

@@ -26,10 +26,11 @@ constexpr int64_t lanes_of(int64_t queries) { return (queries + ATTENTION_LANES 
 // up to whole vectors.
 constexpr int64_t weights_of(const AttentionSizes& s) { return s.keys * lanes_of(s.queries); }
 
-// out = softmax(q k^T / sqrt(D)) v of heads [begin, end), and its probabilities.
+// out = softmax(q k^T / sqrt(D)) v of heads [begin, end), and its probabilities. seen: for each of the `keys` of every
+// row of the batch whether it counts, null for all; a row has one at least.
 #define GROWTH_DS_FORWARD                                                                                              \
-  HeadsView q, HeadsView k, HeadsView v, AttentionSizes sizes, int64_t begin, int64_t end, HeadsView out,              \
-      void *weights
+  HeadsView q, HeadsView k, HeadsView v, const bool *seen, AttentionSizes sizes, int64_t begin, int64_t end,           \
+      HeadsView out, void *weights
 // The gradients of q, k and v from that of out and the probabilities.
 #define GROWTH_DS_BACKWARD                                                                                             \
   HeadsView of_out, HeadsView q, HeadsView k, HeadsView v, const void *weights, AttentionSizes sizes,              \

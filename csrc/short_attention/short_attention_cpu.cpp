@@ -170,15 +170,17 @@ void write_rows(const float* from, int64_t rows, int64_t width, bf16* to, int64_
 }
 
 // scores (keys, lanes), unscaled -> their softmax down the columns: rows of bf16, and the same in pairs of keys.
-void softmax(float* scores, int64_t keys, int64_t lanes, float scale, bf16* weights, uint32_t* in_pairs) {
+void softmax(float* scores, const bool* seen, int64_t keys, int64_t lanes, float scale, bf16* weights, uint32_t* in_pairs) {
   for (int64_t i = 0; i < lanes; i += W) {
     float* column = scores + i;
-    Floats top = load(column);
-    for (int64_t t = 1; t < keys; ++t) top = larger(top, load(column + t * lanes));
+    Floats top = splat(-INFINITY);
+    for (int64_t t = 0; t < keys; ++t)
+      if (!seen || seen[t]) top = larger(top, load(column + t * lanes));
     const Floats shift = top * (scale * LOG2_E);
     Floats total = splat(0.0f);
     for (int64_t t = 0; t < keys; ++t) {
-      const Floats e = power_of_two(load(column + t * lanes) * (scale * LOG2_E) - shift);
+      const bool counts = !seen || seen[t];
+      const Floats e = counts ? power_of_two(load(column + t * lanes) * (scale * LOG2_E) - shift) : splat(0.0f);
       total += e;
       store(column + t * lanes, e);
     }
@@ -234,7 +236,7 @@ void short_attention(GROWTH_DS_FORWARD) {
       auto* shares = static_cast<bf16*>(weights) + head * weights_of(s) + first * s.keys;
       pack_columns(at(q, s, head) + first * q.row, q.row, rows, s.width, lanes, asking);
       product(s.keys, rows_of(at(k, s, head), k.row), asking, lanes, s.width / 2, scores);
-      softmax(scores, s.keys, lanes, scale, shares, in_pairs);
+      softmax(scores, seen ? seen + head / s.heads * s.keys : nullptr, s.keys, lanes, scale, shares, in_pairs);
       product(rows, {in_pairs, 1, lanes}, values, s.width, half, mixed);
       write_rows(mixed, rows, s.width, at(out, s, head) + first * out.row, out.row);
     }

@@ -1,7 +1,7 @@
 """Scaled dot-product attention of packed projections: torch's fused kernels, except for the short rows of a CPU.
 
 There it is our kernel in bf16, head by head in the cache (`csrc/short_attention`), and plain products for the rest:
-with a mask or dropout, in fp32, and on processors with a matrix unit, which torch's products use.
+with other masks than padding's, with dropout, in fp32, and where a matrix unit makes torch's products fast.
 
 Shapes: B rows, T positions, Q of them that ask, N heads, D head size.
 """
@@ -33,15 +33,17 @@ def attention(packed: tuple[Tensor, ...], heads: int, mask: Tensor | None, dropo
     the attention weights. Returns (B, Q, N*D).
     """
     if packed[0].device.type == "cpu" and packed[-1].shape[1] <= PLAIN_LENGTH and not library.off():
-        if mask is None and dropout == 0.0 and kernel_takes(packed, heads):
-            return _Short.apply(heads, *packed)
+        if dropout == 0.0 and kernel_takes(packed, heads, mask):
+            return _Short.apply(None if mask is None else mask[:, 0, 0].contiguous(), heads, *packed)
         return _Plain.apply(mask, heads, dropout, *packed)
     return reference(packed, heads, mask, dropout)
 
 
-def kernel_takes(packed: tuple[Tensor, ...], heads: int) -> bool:
-    """Whether the compiled kernel is there for these projections, and is the faster one."""
+def kernel_takes(packed: tuple[Tensor, ...], heads: int, mask: Tensor | None = None) -> bool:
+    """Whether the compiled kernel is there for these projections and is the faster one. Of masks it knows padding's."""
     first = packed[0]
+    if mask is not None and mask.shape != (len(first), 1, 1, packed[-1].shape[1]):
+        return False
     if first.dtype != torch.bfloat16 or library.kernel("short_attention", *packed) is None or not _is_faster():
         return False
     return first.shape[-1] // (heads * with_kinds(packed)[0][1]) % 16 == 0
@@ -126,7 +128,7 @@ class _Plain(torch.autograd.Function):
 
 
 @library.fake("short_attention")
-def _(q: Tensor, k: Tensor, v: Tensor, out: Tensor, weights: Tensor) -> None: ...
+def _(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, out: Tensor, weights: Tensor) -> None: ...
 
 
 @library.fake("short_attention_backward")
@@ -145,12 +147,13 @@ class _Short(torch.autograd.Function):
     """The compiled kernel, which reads the projections where they lie and writes their gradients there."""
 
     @staticmethod
-    def forward(ctx: Any, heads: int, *packed: Tensor) -> Tensor:
+    def forward(ctx: Any, seen: Tensor | None, heads: int, *packed: Tensor) -> Tensor:
+        """seen: bool (B, T), None for all."""
         q, k, v = _by_head(packed, heads)
         rows, count, _, size = q.shape
         weights = q.new_empty(rows * heads, k.shape[1], -(-count // LANES) * LANES)
         out = q.new_empty(rows, count, heads, size)
-        torch.ops.growth_ds.short_attention(q, k, v, out, weights)
+        torch.ops.growth_ds.short_attention(q, k, v, seen, out, weights)
         ctx.save_for_backward(weights, *packed)
         ctx.heads = heads
         return out.flatten(2)
@@ -163,4 +166,4 @@ class _Short(torch.autograd.Function):
         parts, of_parts = _by_head(tuple(packed), ctx.heads), _by_head(tuple(of_packed), ctx.heads)
         of_out = gradient.contiguous().unflatten(2, (ctx.heads, -1))
         torch.ops.growth_ds.short_attention_backward(of_out, *parts, weights, *of_parts)
-        return (None, *of_packed)
+        return (None, None, *of_packed)

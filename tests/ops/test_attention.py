@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -78,8 +79,8 @@ def check_kernel():
     """What the kernel takes, in a process of its own."""
     module._is_faster = lambda: True
     for shape in SHAPES[3:]:
-        for some in (False, True):
-            check(torch.bfloat16, shape, False, some)
+        for masked, some in itertools.product((False, True), repeat=2):
+            check(torch.bfloat16, shape, masked, some)
 
 
 def check(dtype, shape, masked, some):
@@ -128,6 +129,9 @@ def test_who_computes_what(monkeypatch):
     taken = lambda dtype, size: module.kernel_takes((torch.zeros(1, 4, 6 * size, dtype=dtype),), 2)  # noqa: E731
     assert [taken(torch.bfloat16, size) for size in (16, 48, 64, 24, 5)] == [True, True, True, False, False]
     assert not taken(torch.float32, 64)
+    packed = (torch.zeros(3, 4, 96, dtype=torch.bfloat16),)
+    masks = [torch.ones(shape, dtype=torch.bool) for shape in ((3, 1, 1, 4), (3, 1, 4, 4), (1, 1, 1, 4))]
+    assert [module.kernel_takes(packed, 2, mask) for mask in masks] == [True, False, False]
     monkeypatch.setattr(module, "_is_faster", lambda: False)
     assert not taken(torch.bfloat16, 64)
 

@@ -26,13 +26,15 @@ from types import FrameType
 from typing import Any
 
 from growth_ds.engine import signals
-from growth_ds.engine.remote import BEAT_S, Task
+from growth_ds.engine.remote import ALL_DONE, BEAT_S, Task
 from growth_ds.engine.reports import DONE, STOPPED, USER_ERROR
 from growth_ds.errors import UserError
 
 KEEP_ALIVE = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=5", "ServerAliveCountMax=2")
 LOST = 255
 """ssh's exit code when there was no connection, or no longer."""
+NO_AGENT = 96
+"""Stands for an exit code of 0 without an agent's word that all is done; no agent ends with it."""
 FOLLOW_S = 30.0
 """Beyond an agent's own patience: seconds for it to end after it was told to, before its connection is cut."""
 _KILL_S = 10.0
@@ -151,7 +153,7 @@ class Fleet:
         for host in self.hosts:
             if host.code is not None or host.process.poll() is None:
                 continue
-            host.code = host.process.returncode
+            host.code = {ALL_DONE: DONE, 0: NO_AGENT}.get(host.process.returncode, host.process.returncode)
             longest = self.tasks[0].crash_grace_s
             if host.code in (DONE, STOPPED):
                 longest = self.tasks[0].grace_s
@@ -174,12 +176,14 @@ class Fleet:
         code = 1 if self.failed.code is None else self.failed.code
         if code != USER_ERROR:  # a rank has said already what is wrong with the input
             self.say(f"{self.failed.name}: {_ending(code)}; the ranks on the other hosts were ended")
-        return 128 - code if code < 0 else code
+        return 128 - code if code < 0 else 1 if code == NO_AGENT else code
 
 
 def _ending(code: int) -> str:
     if code == LOST:
         return "no connection to this host, or no longer (ssh exit code 255)"
+    if code == NO_AGENT:
+        return "its shell ended well but started nothing"
     if code == 127:
         return "the Python of this machine is not there (exit code 127); install the package in the same folder"
     number = code - 128 if code > 128 else -code

@@ -10,7 +10,7 @@ Everything comes in through standard input, a line for each: nothing passes a sh
 
 When the input ends, or no beat came for SILENCE_S, the launcher is taken for gone (killed, or its cable is out) and the
 ranks are asked to stop. So none stays behind, whatever becomes of the launcher; the process itself ends when all that
-it started is gone. Exit codes are those of `run_ranks`; never 255, which is ssh's own.
+it started is gone. Exit codes are those of `run_ranks`, but ALL_DONE in place of 0; never 255, which is ssh's own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from growth_ds.engine.hosts import interface_towards
-from growth_ds.engine.reports import STOPPED, remove_stale
+from growth_ds.engine.reports import DONE, STOPPED, remove_stale
 from growth_ds.engine.signals import StopFlag
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 BEAT_S = 5.0
 SILENCE_S = 20.0
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+ALL_DONE = 96
+"""A shell that never came to start this process may end with 0: a good end has a code of its own."""
 _SSH_FAILED = 255
 _PIECE = 4096  # what a pipe that can be written takes whole
 
@@ -215,7 +217,7 @@ def main() -> int:
         finally:
             for relay in relays:
                 relay.close()
-    return 1 if code == _SSH_FAILED else code
+    return ALL_DONE if code == DONE else 1 if code in (ALL_DONE, _SSH_FAILED) else code
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from tests.engine.fake_rank import AGREED
 SSH = """#!/bin/sh
 # ssh HOST LINE: a host that is called "away" is not there
 [ "$1" = away ] && exit 255
+[ "$1" = idle ] && exit 0
 exec sh -c "$2"
 """
 DRIVER = """
@@ -130,6 +131,14 @@ def test_a_host_that_is_not_there_is_named(out):
     assert text.splitlines()[-1].startswith("away: no connection to this host")
 
 
+def test_a_host_that_ran_nothing_has_not_ended_well(out):
+    with started(out, "steps", "idle") as process:
+        assert finish(out, process) == (
+            1,
+            "idle: its shell ended well but started nothing; the ranks on the other hosts were ended\n",
+        )
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_everywhere(out, number):
     with started(out, "steps") as process:
@@ -201,7 +210,7 @@ def test_awkward_words_arrive_as_they_are(tmp_path):
     try:
         agent.stdin.write(task.to_line())  # and left open: its end would be the launcher's
         agent.stdin.flush()
-        assert agent.stdout.read().decode() == f"{ascii(argv)} $(id) 'x\"y\n"
+        assert agent.stdout.read().decode() == f"{argv!a} $(id) 'x\"y\n"
     finally:
         agent.communicate()
 
@@ -233,6 +242,7 @@ def test_ssh_notices_a_dead_host_and_obeys_a_person_first():
     ("code", "words"),
     [
         (255, "no connection"),
+        (fleet.NO_AGENT, "started nothing"),
         (127, "Python of this machine is not there"),
         (137, "a rank was killed by SIGKILL (exit code 137)"),
         (-9, "the connection was killed by SIGKILL"),

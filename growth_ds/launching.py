@@ -14,6 +14,7 @@ import ipaddress
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from growth_ds.engine.fleet import Fleet, remote_command, ssh_words
 from growth_ds.engine.processes import OWNER_ENV
 from growth_ds.engine.remote import INTERFACES, Task
 from growth_ds.engine.reports import STATUS_ENV
+from growth_ds.engine.signals import STOP_ENV
 from growth_ds.errors import UserError
 
 SSH_ENV = "GROWTH_DS_SSH"
@@ -35,9 +37,9 @@ HANDED_ON = (
     *("LD_LIBRARY_PATH", "LD_PRELOAD", "LANG", "LC_", "TZ"),
 )
 """Variables that begin so go to every host, as the user set them here."""
-KEPT_HERE = {"CUDA_VISIBLE_DEVICES", SSH_ENV, STATUS_ENV, OWNER_ENV, *places.VARIABLES}
-_SAVE_S = 600
-"""Seconds in which ranks may save before mpirun kills them; it would give them one."""
+KEPT_HERE = {"CUDA_VISIBLE_DEVICES", SSH_ENV, STATUS_ENV, OWNER_ENV, STOP_ENV, *places.VARIABLES}
+_LEAVE_S = 5
+"""Seconds that mpirun gives the other ranks when the first one has left with 75, all being saved; else it is one."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,9 @@ def _slurm(launch: Launch, env: dict[str, str]) -> Prepared:
         raise UserError(
             "--slurm: this is not in a Slurm job; submit one (sbatch slurm/train.sbatch), or use this inside salloc"
         )
-    words = ["srun", "--kill-on-bad-exit=1", "--export=ALL"]
+    # At 1 the first rank that leaves with 75 would have the others killed, and srun would say 137. Ranks notice a dead
+    # one by themselves (engine/watch.py); --wait is for the rest.
+    words = ["srun", "--kill-on-bad-exit=0", "--wait=60", "--export=ALL"]
     nodes = _whole(env, "SLURM_JOB_NUM_NODES") or _whole(env, "SLURM_NNODES") or 1
     tasks = launch.ranks or _whole(env, "SLURM_NTASKS")
     if tasks is None:
@@ -179,7 +183,7 @@ def _slurm(launch: Launch, env: dict[str, str]) -> Prepared:
     if cpus := _whole(env, "SLURM_CPUS_PER_TASK"):  # srun of Slurm 22.05 and later does not take it from the job
         words.append(f"--cpus-per-task={cpus}")
     own = given(launch, env, Path.cwd()) | _master(launch)
-    return _foreign([*words, *_program(launch.argv)], own, env, passes_on_twice=True)
+    return _foreign([*words, *_program(launch.argv)], own, env, signal.SIGTERM)
 
 
 def _mpi(launch: Launch, env: dict[str, str]) -> Prepared:
@@ -195,25 +199,25 @@ def _mpi(launch: Launch, env: dict[str, str]) -> Prepared:
     words += ["-n", str(ranks)] + ([] if slots else ["--oversubscribe"])
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         words.append("--allow-run-as-root")
-    # It would bind each rank to one core, and kill ranks a second after it asked them to stop.
-    words += ["--bind-to", "none", "--mca", "odls_base_sigkill_timeout", str(_SAVE_S)]
+    # It would bind each rank to one core.
+    words += ["--bind-to", "none", "--mca", "odls_base_sigkill_timeout", str(_LEAVE_S)]
     if slots:
         ssh = ssh_words(launch.ssh or env.get(SSH_ENV) or "ssh")
         words += ["--mca", "plm_rsh_agent", " ".join(ssh)]
     network = launch.interface or _network([name for name, _ in slots or []])
     if network is not None:
         words += ["--mca", "btl_tcp_if_include", network, "--mca", "oob_tcp_if_include", network]
-    own = given(launch, env, Path.cwd()) | _master(launch)
+    own = given(launch, env, Path.cwd()) | _master(launch) | {STOP_ENV: "SIGUSR1"}
     for key in sorted(handed_on(launch, env, Path.cwd()) | own):
         words += ["-x", key]
-    return _foreign([*words, *_program(launch.argv)], own, env, passes_on_twice=False)
+    return _foreign([*words, *_program(launch.argv)], own, env, signal.SIGUSR1)
 
 
-def _foreign(command: list[str], own: dict[str, str], env: dict[str, str], passes_on_twice: bool) -> Prepared:
+def _foreign(command: list[str], own: dict[str, str], env: dict[str, str], stop_signal: int) -> Prepared:
     def run() -> int:
         from growth_ds.engine.child import run_launcher
 
-        code = run_launcher(command, {**env, **own}, passes_on_twice)
+        code = run_launcher(command, {**env, **own}, stop_signal)
         if code not in (0, 2, 75):
             print(f"{command[0]}: exit code {code}; its lines above name the host", file=sys.stderr, flush=True)
         return code

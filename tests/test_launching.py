@@ -18,6 +18,7 @@ from growth_ds import launching
 from growth_ds.config_file import dump_run
 from growth_ds.engine.fleet import KEEP_ALIVE
 from growth_ds.engine.hosts import PORTS
+from growth_ds.engine.signals import STOP_ENV
 from growth_ds.errors import UserError
 from growth_ds.launching import Launch, prepare
 from growth_ds.run_folder import RunFolder
@@ -28,7 +29,7 @@ from tests.engine.distributed_cases import ROOT
 TRAIN = ["train", "a config.yaml", "--set", 'name=$HOME x"y']
 TAIL = [sys.executable, "-u", "-m", "growth_ds", *TRAIN]
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
-LIMIT_S = 240
+LIMIT_S = 90
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +117,7 @@ def test_env_files(hostfile, tmp_path):
 )
 def test_slurm(asked, env, options):
     prepared = prepare(Launch(TRAIN, slurm=True, **asked), JOB | env)
-    assert prepared.commands == [["srun", "--kill-on-bad-exit=1", "--export=ALL", *options, *TAIL]]
+    assert prepared.commands == [["srun", "--kill-on-bad-exit=0", "--wait=60", "--export=ALL", *options, *TAIL]]
     assert prepared.env == {}
 
 
@@ -133,16 +134,15 @@ def test_mpi(hostfile, monkeypatch):
     assert command[-len(TAIL) :] == TAIL
     assert words_after(command, "btl_tcp_if_include") == "10.0.0.0/24"
     assert "ServerAliveInterval=5" in words_after(command, "plm_rsh_agent")
-    assert words_after(command, "-x") == "OMP_NUM_THREADS"
+    assert words_after(command, "-x") == STOP_ENV
+    assert "OMP_NUM_THREADS" in command
     assert "SECRET" not in command
     assert ("--allow-run-as-root" in command) == (os.geteuid() == 0)
     [command] = prepare(Launch(TRAIN, mpi=True, ranks=2, interface="ib0"), {}).commands
     assert "--oversubscribe" in command
     assert words_after(command, "oob_tcp_if_include") == "ib0"
-    assert [command[i + 1] for i, word in enumerate(command) if word == "-x"] == [
-        "GLOO_SOCKET_IFNAME",
-        "NCCL_SOCKET_IFNAME",
-    ]
+    handed = [command[i + 1] for i, word in enumerate(command) if word == "-x"]
+    assert handed == ["GLOO_SOCKET_IFNAME", STOP_ENV, "NCCL_SOCKET_IFNAME"]
 
 
 REFUSED = {

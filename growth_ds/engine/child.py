@@ -1,9 +1,10 @@
 """Another system's launcher (srun, mpirun) as a child process: signals passed on, its exit code, nobody left here.
 
-SIGTERM, SIGINT to us    SIGTERM to the child, which hands it to the ranks: they save and leave
+SIGTERM, SIGINT to us    the stop signal to the child, which hands it to the ranks: they save and leave. For srun that
+                         is SIGTERM, for mpirun SIGUSR1
 the second one           srun: SIGTERM again, at which ranks leave at once; mpirun: SIGKILL for all of it here, at
                          which its daemons elsewhere end their ranks
-SIGKILL to us            the system sends the child SIGTERM (PR_SET_PDEATHSIG, Linux)
+SIGKILL to us            the system sends the child the stop signal (PR_SET_PDEATHSIG, Linux)
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ _PR_SET_PDEATHSIG = 1
 _KILL_S = 10.0
 
 
-def run_launcher(command: list[str], env: dict[str, str], passes_on_twice: bool) -> int:
+def run_launcher(command: list[str], env: dict[str, str], stop_signal: int) -> int:
     """Run a launcher's command to its end and return its exit code, 128 + N for a signal N.
 
-    `passes_on_twice`: it hands the ranks a second SIGTERM too. Raises UserError when it cannot be run.
+    `stop_signal`: the one that it hands on to its ranks. Raises UserError when it cannot be run.
     """
     asked: list[tuple[int, float]] = []  # the requests: signal and time
 
@@ -38,13 +39,13 @@ def run_launcher(command: list[str], env: dict[str, str], passes_on_twice: bool)
 
     previous: dict[int, Any] = {number: signal.signal(number, on_signal) for number in signals.SIGNALS}
     try:
-        child = _start(command, env)
+        child = _start(command, env, stop_signal)
         done = 0
         while child.poll() is None:
             if len(asked) > done:
                 done += 1
-                if done == 1 or passes_on_twice:
-                    child.terminate()
+                if done == 1 or stop_signal == signal.SIGTERM:
+                    child.send_signal(stop_signal)
                 else:
                     _kill_family()
             if len(asked) == 2 and time.monotonic() > asked[1][1] + _KILL_S:
@@ -59,14 +60,14 @@ def run_launcher(command: list[str], env: dict[str, str], passes_on_twice: bool)
     return 128 - child.returncode if child.returncode < 0 else child.returncode
 
 
-def _start(command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(command: list[str], env: dict[str, str], stop_signal: int) -> subprocess.Popen[bytes]:
     libc = None
     with contextlib.suppress(OSError):
         libc = ctypes.CDLL(None, use_errno=True)
 
     def follow() -> None:
         if libc is not None and hasattr(libc, "prctl"):
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            libc.prctl(_PR_SET_PDEATHSIG, stop_signal, 0, 0, 0)
 
     try:
         # A session of its own: a terminal's Ctrl-C is passed on by us, once.

@@ -201,7 +201,8 @@ def _from_slurm(env: Environment) -> RankInfo:
 def _slurm_port(env: Environment) -> int:
     """The same for every task of a step, another for other steps: jobs may share a host."""
     job, step = _count(env, "SLURM_JOB_ID") or _count(env, "SLURM_JOBID") or 0, _count(env, "SLURM_STEP_ID") or 0
-    return PORTS[(job * 101 + step) % len(PORTS)]
+    restart = _count(env, "SLURM_RESTART_COUNT") or 0  # the start before may still hold its own
+    return PORTS[(job * 101 + step + restart * 1009) % len(PORTS)]
 
 
 def _tasks_here(env: Environment) -> int:

@@ -69,8 +69,8 @@ class StopFlag:
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._on_signal)
         self._ear = _Ear(self._on_signal)
-        if number := getattr(signal, os.environ.get(STOP_ENV, ""), None):
-            self._previous[number] = signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        if extra := getattr(signal, os.environ.get(STOP_ENV, ""), None):
+            self._previous[extra] = signal.signal(extra, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:

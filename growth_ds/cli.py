@@ -107,16 +107,47 @@ def train(
 
     run = load_run(config, sets or ())
     folder = run_dir or Path("runs") / run.name
+    from growth_ds.engine.places import is_rank
     from growth_ds.engine.signals import StopFlag
 
     with StopFlag() as stop:  # from here on: loading torch and the text takes long enough to be stopped in
-        if ranks is not None and "RANK" not in os.environ and "OMPI_COMM_WORLD_RANK" not in os.environ:
+        if ranks is not None and not is_rank():
             from growth_ds.launch import train_ranks
 
             raise typer.Exit(train_ranks(config, folder, ranks, resume, list(sets or ()), stop))
         from growth_ds.trainer import train as train_here
 
         raise typer.Exit(train_here(run, folder, resume == "auto", stop))
+
+
+@app.command(
+    epilog="Example: growth-ds launch --hostfile hosts -- train configs/run/demo.yaml",
+    context_settings={"allow_interspersed_args": False},
+)
+def launch(
+    argv: Annotated[list[str], typer.Argument(metavar="-- train CONFIG ...", help="What every rank runs.")],
+    ranks: Annotated[int | None, typer.Option(min=1, help="So many: here, or with --slurm or --mpi in all.")] = None,
+    hostfile: Annotated[Path | None, typer.Option(help="Lines `n1 slots=2`: hosts that ssh reaches.")] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="With srun, inside a job.")] = False,
+    mpi: Annotated[bool, typer.Option("--mpi", help="With Open MPI's mpirun.")] = False,
+    interface: Annotated[
+        str | None, typer.Option(help="Network between the hosts: eth0. Default: the way to the first host.")
+    ] = None,
+    master_addr: Annotated[str | None, typer.Option(help="Address of the first host, as the others reach it.")] = None,
+    master_port: Annotated[int | None, typer.Option(help="A free port there.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, or NAME as here. May be repeated.")] = None,
+    ssh: Annotated[str | None, typer.Option(help="Instead of ssh: a command that takes HOST and a line.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, start nothing.")] = False,
+) -> None:
+    """Start a run on this machine, on several by ssh, in a Slurm job or under MPI; nothing outlives it on any host."""
+    from growth_ds.launching import Launch, prepare
+
+    asked = Launch(argv, ranks, hostfile, slurm, mpi, interface, master_addr, master_port, ssh, tuple(env or ()))
+    prepared = prepare(asked)
+    if dry_run:
+        typer.echo("\n".join(prepared.lines()))
+    else:
+        raise typer.Exit(prepared.run())
 
 
 @app.command(epilog="Example: growth-ds grow runs/demo --recipe stack --times 2 --out grown")
@@ -316,7 +347,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False) or 0
     except UserError as error:
-        code = _refuse(str(error), USER_ERROR)
+        code = _refuse(str(error), USER_ERROR, everywhere=getattr(error, "on_this_rank", False))
     except GrowthFailed as error:
         code = _refuse(str(error), 1)
     except usage_error as error:
@@ -328,9 +359,11 @@ def main() -> None:
     sys.exit(code)
 
 
-def _refuse(line: str, code: int) -> int:
-    """One line, from one rank."""
-    if int(os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0"))) == 0:
+def _refuse(line: str, code: int, everywhere: bool = False) -> int:
+    """One line, from one rank; `everywhere`: from each that finds it, as the others may find nothing."""
+    from growth_ds.engine.places import first_guess
+
+    if everywhere or first_guess() == "0":
         print(" ".join(line.split()), file=sys.stderr)
     return code
 

@@ -58,7 +58,9 @@ def train(run: Run, run_dir: Path, resume: bool, stop: StopFlag) -> int:
     """
     with contextlib.ExitStack() as ranks:
         with leaving_if_stuck(stop):
-            distributed.init_distributed(run.engine.timeout_s)
+            place = distributed.init_distributed(run.engine.timeout_s)
+            if place.rank == 0 and place.world_size > 1:
+                print(place.line(), flush=True)
             watch = ranks.enter_context(Watch())
         folder = RunFolder(run_dir)
         run, text = opened(run, folder)

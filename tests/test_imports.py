@@ -60,6 +60,7 @@ ROOMS: dict[str, set[str]] = {
 }
 ROOMS["trainer"] = set(ROOMS) - {"interop"}
 ROOMS["launch"] = ROOMS["trainer"] | {"trainer"}
+ROOMS["launching"] = {"engine"}
 ROOMS["offline"] = ROOMS["trainer"] | {"interop"}
 ROOMS["demo"] = ROOMS["launch"] | {"launch", "offline", "interop"}
 ROOMS["fit"] = ROOMS["trainer"]

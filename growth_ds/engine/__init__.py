@@ -1,5 +1,6 @@
 """The guard layer over DeepSpeed: build an engine, step it, read and write its whole training state.
 
+    places.py hosts.py    who this process is, by its launcher's variables; lists of hosts, addresses
     distributed.py  start and end the process group; small agreements between ranks
     state.py        TensorState and StateStore: what a parameter's training state is
     ds_config.py    our options -> DeepSpeed's JSON, with refusals that name the key
@@ -19,6 +20,8 @@
     reports.py      how ranks say how they ended
     signals.py      stop requests: SIGTERM, SIGINT, a dead launcher
     launch.py       `deepspeed` as a child process, with honest exit codes
+    fleet.py remote.py    the same on several hosts over ssh, and what runs on each of them
+    child.py        srun or mpirun as a child process
 
 Nothing here imports deepspeed when it is imported: the first start pays for it, `--help` does not.
 """

@@ -1,125 +1,31 @@
-"""The process group: who am I, start, a few small agreements, end.
-
-Three ways a rank can learn its place, tried in this order:
-  "env"     RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT: the deepspeed launcher, torchrun, a Slurm script
-  "mpi"     OMPI_COMM_WORLD_*: mpirun, or `deepspeed --launcher openmpi`; the address is agreed through mpi4py
-  "single"  nothing is set: one process, on a free port
-"""
+"""The process group: start (places.py says who this process is), a few small agreements, end."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import logging
 import os
-import socket
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from growth_ds.engine import places
+from growth_ds.engine.hosts import free_port as free_port
 from growth_ds.engine.memory import keep_memory
+from growth_ds.engine.places import RankInfo, find_rank
 from growth_ds.errors import UserError
 
 DEFAULT_TIMEOUT_S = 30 * 60
-_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_published: list[str] = []  # the ones this process set itself, taken back by `shutdown`
 
 
 class RankError(RuntimeError):
     """Another rank failed, and said so before this one could wait for it; the cause is in that rank's log."""
-
-
-@dataclass(frozen=True)
-class RankInfo:
-    """This process's place. `source` is "env", "mpi" or "single"."""
-
-    rank: int
-    local_rank: int
-    world_size: int
-    source: str
-    local_world_size: int = 1
-
-
-def free_port() -> int:
-    """A TCP port that was free on all interfaces a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("", 0))
-        return int(sock.getsockname()[1])
-
-
-def find_rank(environ: dict[str, str] | None = None) -> RankInfo:
-    """Read the place of this process from the environment; completes os.environ for torch where it is missing.
-
-    Raises UserError when the variables are half set, or mpirun is used without mpi4py.
-    """
-    env = os.environ if environ is None else environ
-    if "RANK" in env or "WORLD_SIZE" in env:
-        return _from_env(env)
-    if "OMPI_COMM_WORLD_SIZE" in env:
-        return _from_mpi(env)
-    _publish(env, RankInfo(0, 0, 1, "single"), "127.0.0.1", free_port())
-    return RankInfo(0, 0, 1, "single")
-
-
-def _from_env(env: Any) -> RankInfo:
-    missing = [key for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if key not in env]
-    if missing:
-        raise UserError(f"environment: {', '.join(missing)} not set although other rank variables are; set all or none")
-    rank, world = int(env["RANK"]), int(env["WORLD_SIZE"])
-    # torchrun says LOCAL_WORLD_SIZE, the deepspeed launcher LOCAL_SIZE.
-    local_world = int(env.get("LOCAL_WORLD_SIZE") or env.get("LOCAL_SIZE") or min(world, 1))
-    if "LOCAL_RANK" not in env:
-        if world > 1 and torch.cuda.is_available():
-            raise UserError("environment: LOCAL_RANK is not set; export it (Slurm: LOCAL_RANK=$SLURM_LOCALID)")
-        env["LOCAL_RANK"] = "0"
-    return RankInfo(rank, int(env["LOCAL_RANK"]), world, "env", local_world)
-
-
-def _from_mpi(env: Any) -> RankInfo:
-    try:
-        from mpi4py import MPI
-    except ImportError as error:
-        raise UserError(f"mpirun: mpi4py cannot be imported ({error}); pip install mpi4py") from None
-    comm = MPI.COMM_WORLD
-    local_world = int(env.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
-    # DeepSpeed's own discovery counts equal host names for the local rank (wrong in containers that share one) and
-    # always uses port 29500 (a second run on the machine fails). Open MPI tells the first, rank 0 finds the second.
-    info = RankInfo(comm.Get_rank(), int(env["OMPI_COMM_WORLD_LOCAL_RANK"]), comm.Get_size(), "mpi", local_world)
-    place = (_address(local_world == comm.Get_size()), free_port()) if info.rank == 0 else None
-    address, port = comm.bcast(place, root=0)
-    _publish(env, info, address, port)
-    return info
-
-
-def _address(one_host: bool) -> str:
-    """An address of this host that the other ranks can reach."""
-    if one_host:
-        return "127.0.0.1"
-    name = socket.gethostname()
-    with contextlib.suppress(OSError):
-        address = socket.gethostbyname(name)
-        if not address.startswith("127."):
-            return address
-    # Debian maps the host name to 127.0.1.1: ask the kernel which interface leads outwards (sends nothing).
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.connect(("192.0.2.1", 9))
-        return str(sock.getsockname()[0])
-    return name
-
-
-def _publish(env: Any, info: RankInfo, address: str, port: int) -> None:
-    values = (info.rank, info.local_rank, info.world_size, address, port)
-    for key, value in zip(_VARIABLES, values, strict=True):
-        env[key] = str(value)
-    if env is os.environ:
-        _published.extend(_VARIABLES)
 
 
 def thread_count(local_world_size: int, environ: Any = None, cores: int | None = None) -> int:
@@ -160,8 +66,7 @@ def init_distributed(timeout_s: float = DEFAULT_TIMEOUT_S) -> RankInfo:
         if "LOCAL_SIZE" not in os.environ:
             # Without it DeepSpeed counts CPU "devices" by running `numactl --hardware`: for every gradient bucket of
             # every ZeRO-3 backward (cpu_accelerator.py, device_count).
-            os.environ["LOCAL_SIZE"] = str(info.local_world_size)
-            _published.append("LOCAL_SIZE")
+            places.publish("LOCAL_SIZE", str(info.local_world_size))
     torch.set_num_threads(thread_count(info.local_world_size))
     quiet_deepspeed()
 
@@ -201,9 +106,7 @@ def shutdown() -> None:
         # deepspeed's own form also forgets the groups it cached; a later init in this process must not see them.
         comm.destroy_process_group()
     comm.comm.cdb = None
-    # A child process that inherited our place would try to join a group that is gone.
-    while _published:
-        os.environ.pop(_published.pop(), None)
+    places.forget()
 
 
 def device() -> torch.device:

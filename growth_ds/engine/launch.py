@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,7 +33,7 @@ from typing import Any
 import psutil
 
 from growth_ds.engine import signals
-from growth_ds.engine.distributed import free_port
+from growth_ds.engine.hosts import free_port
 from growth_ds.engine.processes import OWNER_ENV, start_of
 from growth_ds.engine.reports import DONE, STATUS_ENV, STOPPED, make_folder, read_reports, remove_stale
 from growth_ds.errors import UserError
@@ -44,11 +44,11 @@ _IDLE_S, _BUSY_S = 1.0, 0.1
 _KILL_S = 10.0  # the longest wait for killed processes: one may hang in the kernel, on a dead file server
 
 
-def launcher_command(argv: list[str], ranks: int, module: str) -> list[str]:
+def launcher_command(argv: list[str], ranks: int, module: str, port: int | None = None) -> list[str]:
     """The command that starts `ranks` processes of `python -m module *argv` on this machine."""
     command = [sys.executable, "-m", "deepspeed.launcher.runner"]
     # No hostfile: the default path, where a cluster has one, would make this a run over many machines.
-    command += ["--hostfile", os.devnull + "/none", "--master_port", str(free_port())]
+    command += ["--hostfile", os.devnull + "/none", "--master_port", str(port or free_port())]
     command += ["--log_level", "critical", "--no_local_rank"]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     ids = [item.strip() for item in visible.split(",") if item.strip()]
@@ -72,6 +72,7 @@ def run_ranks(
     module: str = "growth_ds",
     grace_s: float = 600.0,
     crash_grace_s: float = 10.0,
+    port: int | None = None,
 ) -> int:
     """Run `python -m module *argv` as `ranks` ranks; returns 0, 75, 2 or a crash's code when all of them are gone.
 
@@ -81,12 +82,30 @@ def run_ranks(
     """
     if ranks < 1:
         raise UserError(f"ranks: {ranks} is not a number of processes; use 1 or more")
-    command = launcher_command(argv, ranks, module)
+    command = launcher_command(argv, ranks, module, port)
+    return supervise(command, ranks, run_dir, grace_s=grace_s, crash_grace_s=crash_grace_s)
+
+
+def supervise(
+    command: list[str],
+    ranks: int,
+    run_dir: str | Path | None,
+    *,
+    first: int = 0,
+    grace_s: float = 600.0,
+    crash_grace_s: float = 10.0,
+    begun: Callable[[_Watch], None] = lambda watch: None,
+) -> int:
+    """Run a launcher's command that starts `ranks` ranks, from rank `first` on, here. As `run_ranks` otherwise.
+
+    `begun` is handed the watch once the command runs: through it another thread may ask for the end.
+    """
     if run_dir is not None:
         remove_stale(run_dir)
     folder = make_folder(run_dir)
     try:
-        with _subreaper(), _Watch(command, ranks, folder / "status", grace_s, crash_grace_s) as watch:
+        with _subreaper(), _Watch(command, ranks, folder / "status", grace_s, crash_grace_s, first) as watch:
+            begun(watch)
             return watch.run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -95,8 +114,10 @@ def run_ranks(
 class _Watch:
     """One launch: the runner, its descendants, the signals for them and their reports."""
 
-    def __init__(self, command: list[str], ranks: int, status: Path, grace_s: float, crash_grace_s: float) -> None:
-        self.command, self.ranks, self.status = command, ranks, status
+    def __init__(
+        self, command: list[str], ranks: int, status: Path, grace_s: float, crash_grace_s: float, first: int = 0
+    ) -> None:
+        self.command, self.ranks, self.status, self.first = command, ranks, status, first
         self.grace_s, self.crash_grace_s = grace_s, crash_grace_s
         self.deadline = float("inf")
         self.asked: float | None = None  # when the first stop request came
@@ -140,6 +161,14 @@ class _Watch:
         elif time.monotonic() - self.asked > signals.ECHO_S and self.second is None:
             self.second = number, time.monotonic()
 
+    def fail(self) -> None:
+        """Ranks elsewhere have crashed: those here are given what they are given when one of them does."""
+        self.deadline = min(self.deadline, time.monotonic() + self.crash_grace_s)
+
+    def kill(self, number: int) -> None:
+        """End everything at once, as the second of two signals does; its number decides the exit code."""
+        self.second = self.second or (number, time.monotonic())
+
     def run(self) -> int:
         """Wait for the end of everything."""
         while True:
@@ -169,7 +198,7 @@ class _Watch:
         if self.asked is not None or code is not None:
             self._stop([process for process in direct if process.pid not in self.told])
         if self._crashed(direct):
-            self.deadline = min(self.deadline, time.monotonic() + self.crash_grace_s)
+            self.fail()
         if time.monotonic() > self.deadline:
             self._kill(ranks)  # the launcher then ends by itself, with the code of the rank that failed first
         if time.monotonic() > self.deadline + 5.0:
@@ -184,7 +213,8 @@ class _Watch:
     def _crashed(self, direct: list[psutil.Process]) -> bool:
         """True when a rank is gone without having reported a good end."""
         gone = self.seen_ranks - {process.pid for process in direct}
-        good = {report["pid"] for report in read_reports(self.status, self.ranks) if report and _well(report["code"])}
+        reports = read_reports(self.status, self.ranks, self.first)
+        good = {report["pid"] for report in reports if report and _well(report["code"])}
         return bool(gone - good)
 
     def _stop(self, processes: list[psutil.Process]) -> None:
@@ -224,7 +254,7 @@ class _Watch:
         self.runner.poll()
 
     def _verdict(self, runner_code: int) -> int:
-        reports = read_reports(self.status, self.ranks)
+        reports = read_reports(self.status, self.ranks, self.first)
         codes = [report["code"] if report else None for report in reports]
         silent = self.seen_ranks - {report["pid"] for report in reports if report}
         lost = [code for pid, code in self.orphan_codes.items() if pid in silent and not _well(code)]

@@ -50,9 +50,9 @@ def exit_now(code: int) -> NoReturn:
         os._exit(code)
 
 
-def read_reports(base: Path, ranks: int) -> list[dict[str, Any] | None]:
-    """What each rank reported, None for a rank that did not."""
-    return [_read(base if rank == 0 else Path(f"{base}.{rank}")) for rank in range(ranks)]
+def read_reports(base: Path, ranks: int, first: int = 0) -> list[dict[str, Any] | None]:
+    """What each of `ranks` ranks from rank `first` on reported, None for a rank that did not."""
+    return [_read(base if rank == 0 else Path(f"{base}.{rank}")) for rank in range(first, first + ranks)]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -44,6 +44,8 @@ from growth_ds.engine.processes import is_alive, launcher_ancestors, owner
 from growth_ds.engine.reports import STOPPED, exit_now
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_ENV = "GROWTH_DS_STOP_SIGNAL"
+"""Names one more signal that asks for a stop: mpirun passes SIGUSR1 on, but answers SIGTERM by killing the ranks."""
 ECHO_S = 2.0
 """Signals within so many seconds of the first one are the same request."""
 
@@ -67,6 +69,8 @@ class StopFlag:
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._on_signal)
         self._ear = _Ear(self._on_signal)
+        if extra := getattr(signal, os.environ.get(STOP_ENV, ""), None):
+            self._previous[extra] = signal.signal(extra, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:

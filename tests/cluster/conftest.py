@@ -9,14 +9,29 @@ from typing import Any
 
 import pytest
 
+from growth_ds.config import Run
 from growth_ds.config_file import dump_run
 from tests.cluster.lab import Lab, unable
 from tests.cluster.runs import losses
-from tests.distributed.corpus import small_run
+from tests.distributed.corpus import SMALL, small_run
 from tests.ranks import forked
 
 RAN: list[tuple[str, str, float]] = []
 """(launcher, hosts x ranks, seconds) of the runs that were looked at and found right."""
+
+
+def two_stages(name: str, first: int, second: int) -> Run:
+    """A small BERT that grows in depth, FFN and length; its batches can be cut into four, for two ranks a host."""
+    batch = {"global": 8, "micro": 2}
+    return small_run(
+        name,
+        engine={"precision": "fp32", "zero": 2, "timeout_s": 30},
+        checkpoint={"every": 20},
+        stages=[
+            {"model": SMALL, "length": 16, "batch": batch, "steps": first},
+            {"model": {"layers": 4, "ffn": 82}, "length": 32, "batch": batch, "steps": second},
+        ],
+    )
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +55,7 @@ def both_nodes_are_free(request: pytest.FixtureRequest) -> Iterator[None]:
 def config(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
     """Forty steps in two stages, depth and FFN grown between them."""
     path = tmp_path_factory.mktemp("configs") / "forty.yaml"
-    path.write_text(dump_run(small_run("forty", steps=(10, 30), **ENGINE)))
+    path.write_text(dump_run(two_stages("forty", 10, 30)))
     return path
 
 
@@ -48,14 +63,8 @@ def config(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
 def long_config(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
     """The same with a second stage that is long enough to be cut off."""
     path = tmp_path_factory.mktemp("configs") / "long.yaml"
-    path.write_text(dump_run(small_run("long", steps=(10, 300), **ENGINE)))
+    path.write_text(dump_run(two_stages("long", 10, 300)))
     return path
-
-
-ENGINE: dict[str, Any] = {
-    "engine": {"precision": "fp32", "zero": 2, "timeout_s": 30},
-    "checkpoint": {"every": 20},
-}
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Three hosts on one machine: head, n1 and n2, each with a network, a host name, processes and mounts of its own.
 
     head   bridge, slurmctld; where launchers are called
-    n1 n2  sshd and slurmd, two processors and two fake GPUs each; they can be powered off and booted, and lose their cable
+    n1 n2  sshd and slurmd, two processors and two fake GPUs each; they can lose their current and their cable
 
 A host is a network namespace and, in it, a process that is its init: with it dies everything that runs on the host.
 The init dies with the process that made it, so a killed pytest leaves the empty network namespaces behind at most;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -59,9 +58,7 @@ def ranks_at_start(folder: Path) -> int:
 class Job:
     """A job of slurm/train.sbatch."""
 
-    def __init__(
-        self, lab: Lab, log: Path, *arguments: str, script: str = "slurm/train.sbatch", **env: str
-    ) -> None:
+    def __init__(self, lab: Lab, log: Path, *arguments: str, script: str = "slurm/train.sbatch", **env: str) -> None:
         """Submits it; `arguments` are options of sbatch, then, after "--", those of the script."""
         self.lab, self.log = lab, log
         cut = arguments.index("--")

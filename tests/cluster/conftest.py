@@ -12,7 +12,7 @@ import pytest
 from growth_ds.config import Run
 from growth_ds.config_file import dump_run
 from tests.cluster.lab import Lab, unable
-from tests.cluster.runs import losses
+from tests.cluster.runs import digest, losses, ranks_at_start, submit
 from tests.distributed.corpus import SMALL, small_run
 from tests.ranks import forked
 
@@ -74,6 +74,17 @@ def on_one_host(tmp_path_factory: pytest.TempPathFactory, config: Path) -> list[
     command = ["growth_ds", "train", str(config), "--run-dir", str(folder / "run")]
     assert forked().run(command, 1, folder / "log", 180) == [0], (folder / "log.0").read_text()
     return losses(folder / "run")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(lab: Lab, long_config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], str]:
+    """Losses and final digest of the long run as a job that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    facts = submit(lab, long_config, folder).wait(300)
+    assert facts["Restarts"] == "0"
+    assert ranks_at_start(folder / "run") == 2
+    assert len(losses(folder / "run")) == 310
+    return losses(folder / "run"), digest(folder / "run")
 
 
 @pytest.fixture

@@ -86,3 +86,13 @@ class Job:
         """The states in which it has ended, as accounting tells them, oldest first."""
         asked = ["sacct", "-c", "-n", "-P", "-j", str(self.number), "-o", "jobid,state"]
         return [line.split("|")[1] for line in self.lab.on(HEAD, asked).stdout.splitlines()]
+
+
+TWO_HOSTS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2", "--time=10")
+
+
+def submit(lab: Lab, config: Path, folder: Path, *options: str, **env: str) -> Job:
+    """Train in `folder`/run on two hosts; `options` of sbatch come last and win."""
+    return Job(
+        lab, folder / "job.log", *TWO_HOSTS, *options, "--", str(config), "--run-dir", str(folder / "run"), **env
+    )

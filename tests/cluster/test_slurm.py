@@ -5,39 +5,22 @@ from __future__ import annotations
 import pytest
 
 from tests.cluster.lab import wait_for
-from tests.cluster.runs import Job, digest, events, losses, ranks_at_start, steps
+from tests.cluster.runs import digest, events, losses, ranks_at_start, steps, submit
 from tests.cluster.settings import HEAD
 
 pytestmark = pytest.mark.cluster
-TWO = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2", "--time=10")
 LIMIT_S = 300
 MIDDLE = 60
 """A step in the middle of stage 2 (steps 11 to 310), after a checkpoint and before the next."""
-
-
-def submit(lab, config, folder, *options, **env):
-    arguments = [str(config), "--run-dir", str(folder / "run")]
-    return Job(lab, folder / "job.log", *TWO, *options, "--", *arguments, **env)
-
-
-@pytest.fixture(scope="session")
-def expected(lab, long_config, tmp_path_factory):
-    """Losses and final digest of the job that nothing disturbs."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    facts = submit(lab, long_config, folder).wait(LIMIT_S)
-    assert facts["Restarts"] == "0"
-    assert ranks_at_start(folder / "run") == 2
-    assert len(losses(folder / "run")) == 310
-    return losses(folder / "run"), digest(folder / "run")
 
 
 def at_step(folder, step):
     wait_for(lambda: steps(folder / "run") >= step, LIMIT_S, f"step {step}")
 
 
-def check(folder, expected):
-    assert losses(folder / "run") == expected[0]
-    assert digest(folder / "run") == expected[1]
+def check(folder, undisturbed):
+    assert losses(folder / "run") == undisturbed[0]
+    assert digest(folder / "run") == undisturbed[1]
     assert events(folder / "run").count("growth") == 1
 
 
@@ -50,29 +33,29 @@ def test_sbatch(lab, config, on_one_host, tmp_path, ran):
     ran("sbatch slurm/train.sbatch", "2 hosts x 1")
 
 
-def test_requeue(lab, long_config, expected, tmp_path, ran):
+def test_requeue(lab, long_config, undisturbed, tmp_path, ran):
     job = submit(lab, long_config, tmp_path)
     at_step(tmp_path, MIDDLE)
     lab.on(HEAD, ["scontrol", "requeue", str(job.number)])
     assert job.wait(LIMIT_S)["Restarts"] == "1"
-    check(tmp_path, expected)
+    check(tmp_path, undisturbed)
     assert job.accounted()[-1] == "COMPLETED"
     assert len(job.accounted()) == 2
     ran("sbatch, scontrol requeue", "2 hosts x 1")
 
 
-def test_preemption(lab, long_config, expected, tmp_path, ran):
+def test_preemption(lab, long_config, undisturbed, tmp_path, ran):
     job = submit(lab, long_config, tmp_path)
     at_step(tmp_path, MIDDLE)
     urgent = ["sbatch", "--parsable", "--partition=high", "-N2", "--output=/dev/null", "--wrap=sleep 2"]
     lab.on(HEAD, urgent)
     facts = job.wait(LIMIT_S)
     assert int(facts["Restarts"]) >= 1
-    check(tmp_path, expected)
+    check(tmp_path, undisturbed)
     ran("sbatch, preempted", "2 hosts x 1")
 
 
-def test_time_limit(lab, long_config, expected, tmp_path, ran):
+def test_time_limit(lab, long_config, undisturbed, tmp_path, ran):
     """Slurm's clock for the warning is coarse: with 50 s of 60 it comes between 10 and 30 s after the start."""
     # The run is held up, as it would be over before the warning.
     hold = {"GROWTH_DS_FAULT": f"step:{MIDDLE}:0:{tmp_path / 'held'}"}
@@ -83,12 +66,12 @@ def test_time_limit(lab, long_config, expected, tmp_path, ran):
     wait_for(lambda: "saved; requeued" in job.log.read_text(), 30, "saved before the limit")
     facts = job.wait(LIMIT_S)
     assert int(facts["Restarts"]) >= 1
-    check(tmp_path, expected)
+    check(tmp_path, undisturbed)
     ran("sbatch, --signal before the time limit", "2 hosts x 1")
 
 
 @pytest.mark.parametrize("host", ["n1", "n2"])
-def test_power_off_during_a_growth(lab, long_config, expected, tmp_path, ran, host):
+def test_power_off_during_a_growth(lab, long_config, undisturbed, tmp_path, ran, host):
     held = tmp_path / "held"
     job = submit(lab, long_config, tmp_path, GROWTH_DS_FAULT=f"growth.inject:5:0:{held}")
     wait_for(held.exists, LIMIT_S, "in the middle of the growth")
@@ -99,5 +82,5 @@ def test_power_off_during_a_growth(lab, long_config, expected, tmp_path, ran, ho
     wait_for(held.exists, LIMIT_S, "again in the middle of the growth")
     held.unlink()
     assert job.wait(LIMIT_S)["Restarts"] == "1"
-    check(tmp_path, expected)
+    check(tmp_path, undisturbed)
     ran(f"sbatch, power-off of {host} in a growth", "2 hosts x 1")

@@ -54,8 +54,8 @@ LAG_STEPS = 20
 def train(run: Run, run_dir: Path, resume: bool, stop: StopFlag, until: Part | None = None) -> int:
     """Train in this process group (or alone). Returns FINISHED or STOPPED; every rank the same.
 
-    `until`: only so far; that is FINISHED too. `stop` is installed already. Collective. Raises UserError on every rank for what the user gave wrong, before
-    anything is written.
+    `until`: only so far; that is FINISHED too. `stop` is installed already. Collective. Raises UserError on every rank
+    for what the user gave wrong, before anything is written.
     """
     with contextlib.ExitStack() as ranks:
         with leaving_if_stuck(stop):

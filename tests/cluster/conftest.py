@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Two nodes and a head with Slurm; taken down whatever happens."""
     if reason := unable():
         pytest.skip(reason)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which pytest answers by taking everything down
     with Lab(tmp_path_factory.mktemp("lab")) as made:
         yield made
 

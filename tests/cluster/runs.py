@@ -88,7 +88,7 @@ class Job:
         return [line.split("|")[1] for line in self.lab.on(HEAD, asked).stdout.splitlines()]
 
 
-TWO_HOSTS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2", "--time=10")
+TWO_HOSTS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2", "--time=30")
 
 
 def submit(lab: Lab, config: Path, folder: Path, *options: str, **env: str) -> Job:

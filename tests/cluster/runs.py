@@ -13,7 +13,7 @@ from tests.cluster.settings import HEAD
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 VENV = Path(sys.executable).parent.parent
-# shellcheck has no part in this: it is what a task of Slurm has to tell torch.
+# What a task of Slurm has to tell torch.
 PLACE = """export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
 export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)); exec "$@"
 """

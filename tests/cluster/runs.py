@@ -75,9 +75,18 @@ class Job:
     def state(self) -> str:
         return self.facts()["JobState"]
 
-    def wait(self, limit_s: float) -> dict[str, str]:
-        """Until it has ended by itself: scontrol's facts. Not `sbatch --wait`, which asks ever more seldom."""
-        wait_for(lambda: self.state() in ENDED, limit_s, f"the end of job {self.number} ({self.log})", 1.0)
+    def wait(self, limit_s: float, release: Path | None = None) -> dict[str, str]:
+        """Until it has ended by itself: scontrol's facts. Not `sbatch --wait`, which asks ever more seldom.
+
+        `release`: the file at which a rank holds still; it is let go whenever it does.
+        """
+
+        def ended() -> bool:
+            if release is not None:
+                release.unlink(missing_ok=True)
+            return self.state() in ENDED
+
+        wait_for(ended, limit_s, f"the end of job {self.number} ({self.log})", 1.0)
         facts = self.facts()
         assert facts["JobState"] == "COMPLETED", self.log.read_text()
         return facts

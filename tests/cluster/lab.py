@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import shlex
 import shutil
@@ -20,6 +21,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from tests.cluster.settings import ADDRESS, HEAD, HOSTS, NODES, PRIVATE, write_all
 
@@ -68,6 +70,7 @@ class Lab:
         self.inits: dict[str, subprocess.Popen[bytes]] = {}
         self.started: list[subprocess.Popen[str]] = []
         self.munge_is_ours = False
+        self.lock: TextIO | None = None
         self.env = {
             **os.environ,
             MARK: str(folder),
@@ -94,6 +97,7 @@ class Lab:
 
     def up(self) -> None:
         """Networks, hosts and Slurm, until both nodes are idle."""
+        self._lock()
         self._remove_networks()
         write_all(self.folder, {host: self._etc(host) for host in HOSTS})
         self._make_networks()
@@ -121,18 +125,36 @@ class Lab:
 
     def down(self) -> None:
         """Whatever runs is killed, whatever was made is removed; safe to call at any point, and twice."""
-        for process in self.started:
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        for host in list(self.inits):
-            self._kill(host)
-        self._remove_networks()
-        with contextlib.suppress(OSError):
-            Path(PRIVATE).rmdir()
+        with contextlib.ExitStack() as steps:  # the last one first, each also when one before it fails
+            steps.callback(self._unlock)
+            steps.callback(self._stop_munge)
+            steps.callback(self._remove_networks)
+            for host in list(self.inits):
+                steps.callback(self._kill, host)
+            for process in self.started:
+                steps.callback(_end, process)
+
+    def _stop_munge(self) -> None:
         if self.munge_is_ours:
             subprocess.run(["munged", "--stop"], env=self.env, capture_output=True, timeout=20)
             self.munge_is_ours = False
+
+    def _lock(self) -> None:
+        """Namespaces and /etc/netns are the whole machine's: a second lab of a name waits for the first."""
+        self.lock = open(f"/run/lock/growth-ds-{self.name}", "w")  # noqa: SIM115
+
+        def free() -> bool:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            return False
+
+        wait_for(free, 60, f"no other lab called {self.name}")
+
+    def _unlock(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
 
     def _make_networks(self) -> None:
         for host in HOSTS:
@@ -150,6 +172,8 @@ class Lab:
             _ip("-n", head, "link", "set", cable, "master", "eth0")
 
     def _remove_networks(self) -> None:
+        with contextlib.suppress(OSError):
+            Path(PRIVATE).rmdir()
         for host in HOSTS:
             subprocess.run(["ip", "netns", "delete", self.netns(host)], capture_output=True, timeout=20)
             shutil.rmtree(self._etc(host), ignore_errors=True)
@@ -176,8 +200,15 @@ class Lab:
         init = self.inits.pop(host)
         init.kill()
         init.wait()
-        # `unshare` is gone at once, the host's own processes a moment later.
-        wait_for(lambda: not self.pids(host), 20, f"no process left on {host}", 0.05)
+
+        def empty() -> bool:
+            for pid in (left := self.pids(host)):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            return not left
+
+        # `unshare` is gone at once, the host's own processes a moment later; what was called on the head now.
+        wait_for(empty, 20, f"no process left on {host}", 0.05)
 
     def pids(self, host: str) -> list[int]:
         """Processes in the host's network."""
@@ -237,6 +268,12 @@ class Lab:
         )  # fmt: skip
         self.started.append(process)
         return process
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _ip(*words: str) -> None:

@@ -34,6 +34,6 @@ if [ "$runs" -gt 0 ]; then
     after=(--dependency="afterany:${array%%;*}")
 fi
 printf -v line '%q ' "$python" "$here/suite_runs.py" "$suite" "$out" "${options[@]}" --table
-table=$(sbatch --parsable "${after[@]}" --job-name=growth-ds-table --nodes=1 --ntasks=1 --time=4:00:00 \
+table=$(sbatch --parsable "${after[@]}" --job-name=growth-ds-table --nodes=1 --ntasks=1 --time=0:30:00 \
     --output="$out/table-%j.log" --wrap="$line")
 echo "$table: the table, $out/compare.html"

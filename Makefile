@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OPS := $(wildcard csrc/*.py csrc/*/*)
 
-.PHONY: demo ops test test-slow test-state test-faults test-large test-gpu bench suite-s bench-gpu check format clean
+.PHONY: demo ops test test-slow test-state test-faults test-large test-gpu test-cluster lint-docker bench suite-s bench-gpu check format clean
 
 demo: $(READY)
 	$(BIN)/growth-ds demo
@@ -36,6 +36,16 @@ test-large: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
+# Two hosts with Slurm, ssh and Open MPI in namespaces of this machine; installs Debian packages, needs root. Elsewhere
+# the tests are skipped and say why. The end of its output has the launchers and hosts that were really run.
+test-cluster: $(READY)
+	bash tests/cluster/packages.sh
+	$(BIN)/python -m pytest -m cluster -rs tests/cluster
+
+# hadolint and shellcheck, each where it is installed.
+lint-docker:
+	bash docker/lint.sh $(BIN)
+
 # Speed beside the peers, on this machine's processor; the better part of an hour, and nothing else may run beside it.
 bench: $(READY)
 	$(BIN)/python benchmarks/train_throughput.py --device cpu --json benchmarks/results/train_throughput.json
@@ -61,6 +71,7 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
 	$(BIN)/python csrc/check_cuda.py
+	bash docker/lint.sh $(BIN)
 
 # The fused ops alone, after a change in csrc.
 ops:

@@ -98,14 +98,17 @@ def train(
     run_dir: Annotated[Path | None, typer.Option(help="Default: ./runs/<config name>/.")] = None,
     ranks: Annotated[int | None, typer.Option(min=1, help="Start so many ranks with deepspeed's launcher.")] = None,
     resume: Annotated[str, typer.Option(help="auto: go on where the folder's run stopped; never: refuse.")] = "auto",
+    until: Annotated[str | None, typer.Option(help="A part: 0:end trains stage 0, 1:start also grows into 1.")] = None,
     sets: Sets = None,
 ) -> None:
     """Train, growing between stages. Under a launcher (deepspeed, torchrun, mpirun) this is one rank."""
     if resume not in ("auto", "never"):
         raise UserError(f"--resume: '{resume}' is neither auto nor never")
     from growth_ds.config_file import load_run
+    from growth_ds.part import part_of
 
     run = load_run(config, sets or ())
+    part = part_of(until, len(run.stages))
     folder = run_dir or Path("runs") / run.name
     from growth_ds.engine.places import is_rank
     from growth_ds.engine.signals import StopFlag
@@ -114,10 +117,10 @@ def train(
         if ranks is not None and not is_rank():
             from growth_ds.launch import train_ranks
 
-            raise typer.Exit(train_ranks(config, folder, ranks, resume, list(sets or ()), stop))
+            raise typer.Exit(train_ranks(config, folder, ranks, resume, list(sets or ()), stop, until))
         from growth_ds.trainer import train as train_here
 
-        raise typer.Exit(train_here(run, folder, resume == "auto", stop))
+        raise typer.Exit(train_here(run, folder, resume == "auto", stop, part))
 
 
 @app.command(

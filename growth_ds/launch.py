@@ -23,7 +23,9 @@ def check_before_text(run: Run, ranks: int, run_dir: Path) -> None:
     folder.check_place()
 
 
-def train_ranks(config: Path, run_dir: Path, ranks: int, resume: str, sets: list[str], stop: StopFlag) -> int:
+def train_ranks(
+    config: Path, run_dir: Path, ranks: int, resume: str, sets: list[str], stop: StopFlag, until: str | None = None
+) -> int:  # fmt: skip
     """Start the deepspeed launcher with `ranks` ranks of this run. Returns their exit code. Raises UserError.
 
     A `stop` that comes before the ranks start is obeyed too: nothing was trained, and the same command goes on.
@@ -38,6 +40,8 @@ def train_ranks(config: Path, run_dir: Path, ranks: int, resume: str, sets: list
         check_start(run, text.tokenizer)
     folder.check(run, text.digest, fresh=resume == "never")
     argv = ["train", str(config), "--run-dir", str(run_dir), "--resume", resume]
+    if until is not None:
+        argv += ["--until", until]
     for override in sets:
         argv += ["--set", override]
     if stop:

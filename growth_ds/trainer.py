@@ -35,6 +35,7 @@ from growth_ds.lock import FolderLock, WaitStopped
 from growth_ds.model import cost
 from growth_ds.opening import opened
 from growth_ds.optim.schedule import learning_rate
+from growth_ds.part import Part
 from growth_ds.planning import flops_at, learn_flops, stage_flops
 from growth_ds.policy import with_ends
 from growth_ds.progress import Progress
@@ -50,11 +51,11 @@ LAG_STEPS = 20
 """Steps after a growth at which the probe is measured again: the loss right after it says little (arXiv 2406.02469)."""
 
 
-def train(run: Run, run_dir: Path, resume: bool, stop: StopFlag) -> int:
+def train(run: Run, run_dir: Path, resume: bool, stop: StopFlag, until: Part | None = None) -> int:
     """Train in this process group (or alone). Returns FINISHED or STOPPED; every rank the same.
 
-    `stop` is installed already. Collective. Raises UserError on every rank for what the user gave wrong, before
-    anything is written.
+    `until`: only so far; that is FINISHED too. `stop` is installed already. Collective. Raises UserError on every rank
+    for what the user gave wrong, before anything is written.
     """
     with contextlib.ExitStack() as ranks:
         with leaving_if_stuck(stop):
@@ -64,7 +65,9 @@ def train(run: Run, run_dir: Path, resume: bool, stop: StopFlag) -> int:
             watch = ranks.enter_context(Watch())
         folder = RunFolder(run_dir)
         run, text = opened(run, folder)
-        return Trainer(run, folder, text, stop, watch.leaving).train(resume)
+        trainer = Trainer(run, folder, text, stop, watch.leaving)
+        trainer.until = until
+        return trainer.train(resume)
 
 
 class Trainer:
@@ -80,6 +83,7 @@ class Trainer:
         self.validation = Validation(text, longest, run.evaluation.tokens)
         self.progress = Progress(run, live=self.rank == 0)
         self.stop = stop
+        self.until: Part | None = None
         self.coordinator = Coordinator(
             run, folder, self.validation.probe, text.tokenizer_folder, self.progress.say, self._asked
         )
@@ -123,7 +127,11 @@ class Trainer:
             while (index := self._next_stage()) is not None:
                 if engine is not None:
                     engine.close()
+                if self._is_over(index):
+                    return FINISHED
                 engine = self._enter(index)
+                if self._is_over(index, entered=True):
+                    return FINISHED
                 if self._stage(engine, index):
                     where = f"stopped after step {self.position.step} of {self.run.total_steps}, saved in"
                     self.progress.say(f"{where} {self.folder.path}; the same command goes on")
@@ -141,6 +149,14 @@ class Trainer:
             if engine is not None:
                 engine.close()  # also when something fails: a process that goes on must not keep it
         return FINISHED
+
+    def _is_over(self, index: int, entered: bool = False) -> bool:
+        """Whether all that was asked for is done, and saved, although the run is not at its end."""
+        if self.until is None or not self.until.is_over(index, entered):
+            return False
+        self.coordinator.saver.finish()
+        self.progress.say(f"step {self.position.step}: {self.until}, saved in {self.folder.path}; a later part goes on")
+        return True
 
     def _next_stage(self) -> int | None:
         if self.unended is not None:

@@ -24,6 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "files": set(),
     "faults": set(),
     "lock": set(),
+    "part": set(),
     "board": set(),
     "config": set(),
     "config_file": {"config"},

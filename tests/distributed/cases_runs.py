@@ -23,6 +23,7 @@ from growth_ds.engine.signals import StopFlag
 from growth_ds.engine.zero import ZeroEngine
 from growth_ds.engine.zero_state import ZeroStore
 from growth_ds.errors import GrowthFailed, UserError
+from growth_ds.part import part_of
 from growth_ds.planning import with_vocabulary
 from growth_ds.run_folder import RunFolder
 from growth_ds.trainer import FINISHED, STOPPED, Trainer
@@ -44,12 +45,13 @@ class StopAfter:
         """There is no signal that could come."""
 
 
-def train(run: Run, name: str, stop_after: int | None = None) -> int:
+def train(run: Run, name: str, stop_after: int | None = None, until: str | None = None) -> int:
     text = Text.of(run)
     run = with_vocabulary(run, text.tokenizer.vocab_size)
     trainer = Trainer(run, RunFolder(folder() / name), text, StopFlag())
     if stop_after is not None:
         trainer.stop = StopAfter(trainer, stop_after)  # type: ignore[assignment]
+    trainer.until = part_of(until, len(run.stages))
     code = trainer.train(resume=True)
     distributed.barrier()
     return code
@@ -135,6 +137,18 @@ def case_stop_in_the_last_step_of_a_stage() -> None:
     assert train(small_run(), "stop-20") == FINISHED
     close_to_reference("stop-20")
     assert len(ledger("stop-20", "growth")) == 1
+
+
+def case_in_parts() -> None:
+    """A stage, the growth and the rest, each by a call of its own; a part that is done does nothing."""
+    for until, steps, growths in (("0:end", 20, 0), ("0:end", 20, 0), ("1:start", 20, 1), ("0:end", 20, 1)):
+        assert train(small_run(), "parts", until=until) == FINISHED
+        assert (len(losses("parts")), len(ledger("parts", "growth"))) == (steps, growths)
+        assert final("parts").model.layers == (4 if growths else 2)
+    assert train(small_run(), "parts") == FINISHED
+    assert losses("parts") == losses("reference")
+    assert final("parts").digest() == final("reference").digest()
+    assert len(ledger("parts", "stage")) == 2
 
 
 def case_step_after_the_last_checkpoint_is_computed_again() -> None:

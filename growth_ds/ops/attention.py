@@ -50,8 +50,8 @@ def kernel_takes(packed: tuple[Tensor, ...], heads: int, mask: Tensor | None = N
 
 
 def _is_faster() -> bool:
-    """Forward and backward at 4 heads of 64, 64 rows of 64: 4.0 ms against 5.5 with AVX-512 BF16, 6.2 against 16 with
-    plain AVX-512, 13 against 127 with AVX2 (torch 2.13, two Zen 4 cores)."""
+    """Forward and backward at 4 heads of 64, 64 rows of 64: 4.7 ms against 6.6 with AVX-512 BF16, 7.0 against 17 with
+    plain AVX-512, 12 against 126 with AVX2 (torch 2.13, two Zen 4 cores)."""
     return bool(torch.ops.growth_ds.instruction_set() >= 3 and not torch.ops.growth_ds.matrix_unit())
 
 

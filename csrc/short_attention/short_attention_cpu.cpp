@@ -4,7 +4,6 @@
 // wants the second as rows of pairs.
 #include "short_attention.h"
 
-#include <array>
 #include <cmath>
 #include <memory>
 
@@ -132,13 +131,21 @@ void pack_columns(const bf16* from, int64_t stride, int64_t rows, int64_t width,
   for (int64_t r = 0; r < lanes; r += W)
     for (int64_t i = 0; i < width / 2; i += W) {
       Words square[W];
-      for (int64_t j = 0; j < W; ++j)
-        square[j] = r + j < rows ? load_words(reinterpret_cast<const uint32_t*>(from + (r + j) * stride) + i) : Words{};
+      const int64_t count = width / 2 - i < W ? width / 2 - i : W;  // a row has no more, and nothing may lie behind it
+      for (int64_t j = 0; j < W; ++j) {
+        const auto* row = reinterpret_cast<const uint32_t*>(from + (r + j) * stride) + i;
+        square[j] = Words{};
+        if (r + j >= rows) continue;
+        if (count == W)
+          square[j] = load_words(row);
+        else
+          std::memcpy(&square[j], row, sizeof(uint32_t) * static_cast<size_t>(count));
+      }
       if (W >= 16) exchange<8>(square);
       if (W >= 8) exchange<4>(square);
       exchange<2>(square);
       exchange<1>(square);
-      for (int64_t j = 0; j < W && i + j < width / 2; ++j) store_words(to + (i + j) * lanes + r, square[j]);
+      for (int64_t j = 0; j < count; ++j) store_words(to + (i + j) * lanes + r, square[j]);
     }
 }
 

@@ -171,16 +171,16 @@ def _slurm(launch: Launch, env: dict[str, str]) -> Prepared:
     # At 1 the first rank that leaves with 75 would have the others killed, and srun would say 137. Ranks notice a dead
     # one by themselves (engine/watch.py); --wait is for the rest.
     words = ["srun", "--kill-on-bad-exit=0", "--wait=60", "--export=ALL"]
-    nodes = _whole(env, "SLURM_JOB_NUM_NODES") or _whole(env, "SLURM_NNODES") or 1
-    tasks = launch.ranks or _whole(env, "SLURM_NTASKS")
+    nodes = places.count(env, "SLURM_JOB_NUM_NODES") or places.count(env, "SLURM_NNODES") or 1
+    tasks = launch.ranks or places.count(env, "SLURM_NTASKS")
     if tasks is None:
-        each = _whole(env, "SLURM_NTASKS_PER_NODE") or _whole(env, "SLURM_GPUS_ON_NODE") or 1
+        each = places.count(env, "SLURM_NTASKS_PER_NODE") or places.count(env, "SLURM_GPUS_ON_NODE") or 1
         tasks = nodes * each
         words.append(f"--ntasks-per-node={each}")
     if tasks < nodes:
         words.append(f"--nodes={tasks}")
     words.append(f"--ntasks={tasks}")
-    if cpus := _whole(env, "SLURM_CPUS_PER_TASK"):  # srun of Slurm 22.05 and later does not take it from the job
+    if cpus := places.count(env, "SLURM_CPUS_PER_TASK"):  # srun of Slurm 22.05 and later does not take it from the job
         words.append(f"--cpus-per-task={cpus}")
     own = given(launch, env, Path.cwd()) | _master(launch)
     return _foreign([*words, *_program(launch.argv)], own, env, signal.SIGTERM)
@@ -246,7 +246,3 @@ def _network(names: list[str]) -> str | None:
             if entry.address == own and entry.netmask and ":" not in own:
                 return str(ipaddress.ip_network(f"{own}/{entry.netmask}", strict=False))
     return None
-
-
-def _whole(env: Mapping[str, str], key: str) -> int | None:
-    return int(env[key]) if env.get(key, "").isdecimal() and int(env[key]) > 0 else None

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,7 +119,7 @@ def _from_env(env: Environment) -> RankInfo:
         env["LOCAL_RANK"] = env.get("SLURM_LOCALID", "0") if is_task else "0"
     local_rank = _number(env, "LOCAL_RANK")
     _check_range(rank, world, local_rank, local_world if key else None)
-    hosts = _count(env, "CROSS_SIZE") or _count(env, "GROUP_WORLD_SIZE") or _count(env, "SLURM_STEP_NUM_NODES")
+    hosts = count(env, "CROSS_SIZE") or count(env, "GROUP_WORLD_SIZE") or count(env, "SLURM_STEP_NUM_NODES")
     master = f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
     return RankInfo(rank, local_rank, world, "env", local_world, hosts, master)
 
@@ -162,7 +162,7 @@ def _in_step(env: Environment) -> bool:
     step = env.get("SLURM_STEP_ID", env.get("SLURM_STEPID", ""))
     if not step.isdecimal() or int(step) >= _BATCH or "SLURM_PROCID" not in env:
         return False
-    return (_count(env, "SLURM_STEP_NUM_TASKS") or _count(env, "SLURM_NTASKS") or 1) > 1
+    return (count(env, "SLURM_STEP_NUM_TASKS") or count(env, "SLURM_NTASKS") or 1) > 1
 
 
 def _step_size(env: Environment) -> int:
@@ -171,10 +171,11 @@ def _step_size(env: Environment) -> int:
 
 def _under_pmi(env: Environment) -> bool:
     in_slurm = "SLURM_STEP_ID" in env  # whose plug-in sets PMIX_RANK for a single task too
-    return not in_slurm and ("PMIX_RANK" in env or (_count(env, "PMI_SIZE") or 1) > 1)
+    return not in_slurm and ("PMIX_RANK" in env or (count(env, "PMI_SIZE") or 1) > 1)
 
 
-def _count(env: Environment, key: str) -> int | None:
+def count(env: Mapping[str, str], key: str) -> int | None:
+    """The variable as a number from 1 up; None where it says none."""
     return int(env[key]) if env.get(key, "").isdecimal() and int(env[key]) > 0 else None
 
 
@@ -200,8 +201,8 @@ def _from_slurm(env: Environment) -> RankInfo:
 
 def _slurm_port(env: Environment) -> int:
     """The same for every task of a step, another for other steps: jobs may share a host."""
-    job, step = _count(env, "SLURM_JOB_ID") or _count(env, "SLURM_JOBID") or 0, _count(env, "SLURM_STEP_ID") or 0
-    restart = _count(env, "SLURM_RESTART_COUNT") or 0  # the start before may still hold its own
+    job, step = count(env, "SLURM_JOB_ID") or count(env, "SLURM_JOBID") or 0, count(env, "SLURM_STEP_ID") or 0
+    restart = count(env, "SLURM_RESTART_COUNT") or 0  # the start before may still hold its own
     return PORTS[(job * 101 + step + restart * 1009) % len(PORTS)]
 
 
@@ -226,7 +227,7 @@ def _from_mpi(env: Environment) -> RankInfo:
         raise UserError(f"mpirun: mpi4py cannot be imported ({error}); pip install mpi4py") from None
     comm = MPI.COMM_WORLD
     rank, world = int(comm.Get_rank()), int(comm.Get_size())
-    told = _count(env, "OMPI_COMM_WORLD_SIZE") or _count(env, "PMI_SIZE") or world
+    told = count(env, "OMPI_COMM_WORLD_SIZE") or count(env, "PMI_SIZE") or world
     if told != world:
         raise PlaceError(f"mpi4py sees {world} ranks but the launcher started {told}: it is built for another MPI")
     # DeepSpeed's own discovery counts equal host names for the local rank (wrong in containers that share one) and
@@ -235,7 +236,7 @@ def _from_mpi(env: Environment) -> RankInfo:
     local_rank, local_world = int(here.Get_rank()), int(here.Get_size())
     if "OMPI_COMM_WORLD_LOCAL_RANK" in env:
         local_rank = _number(env, "OMPI_COMM_WORLD_LOCAL_RANK")
-        local_world = _count(env, "OMPI_COMM_WORLD_LOCAL_SIZE") or local_world
+        local_world = count(env, "OMPI_COMM_WORLD_LOCAL_SIZE") or local_world
     hosts = int(comm.allreduce(int(here.Get_rank() == 0)))
     place = None
     if rank == 0:

@@ -6,6 +6,9 @@ inputs; one ulp of the largest value is the least that counts as torch's error.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -114,6 +117,15 @@ def check_mask(device: str) -> None:
     of_x = of.bias_dropout_residual_layer_norm_backward(slope, z, mean, rstd, ones, None, seed, p, False, False)[0]
     assert torch.equal(of_x != 0, keep)
     assert y.isfinite().all()
+
+
+def run_with_instruction_set(level: str, program: str) -> None:
+    """Run it in a process of its own, with the kernels that another processor would take (GROWTH_DS_ISA)."""
+    environment = {**os.environ, "GROWTH_DS_ISA": level, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def check_all(device: str) -> None:

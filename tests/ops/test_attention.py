@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -67,12 +64,7 @@ def test_error_is_at_most_twice_that_of_torch(dtype, shape, masked, some, monkey
 @cases.needs_ops
 @pytest.mark.parametrize("level", ["0", "3", "4"])
 def test_older_instruction_sets(level):
-    program = "from tests.ops.test_attention import check_kernel; check_kernel()"
-    environment = {**os.environ, "GROWTH_DS_ISA": level, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    cases.run_with_instruction_set(level, "from tests.ops.test_attention import check_kernel; check_kernel()")
 
 
 def check_kernel():

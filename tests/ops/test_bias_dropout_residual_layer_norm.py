@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +7,7 @@ import torch.nn.functional as F
 from growth_ds.ops import philox
 from growth_ds.ops.bias_dropout_residual_layer_norm import bias_dropout_residual_layer_norm as fused
 from growth_ds.ops.bias_dropout_residual_layer_norm import reference
-from tests.ops.cases import DTYPES, NORMS, SIZES, check_mask, check_norm, needs_ops, random
+from tests.ops.cases import DTYPES, NORMS, SIZES, check_mask, check_norm, needs_ops, random, run_with_instruction_set
 
 pytestmark = needs_ops
 
@@ -130,9 +126,4 @@ def test_compile(p):
 @pytest.mark.parametrize("level", ["0", "3", "4"])
 def test_older_instruction_sets(level):
     """Every op once more with the kernels that another processor would take."""
-    program = "from tests.ops.cases import check_all; check_all('cpu')"
-    environment = {**os.environ, "GROWTH_DS_ISA": level, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_with_instruction_set(level, "from tests.ops.cases import check_all; check_all('cpu')")

@@ -323,6 +323,19 @@ def compare(
     raise typer.Exit(code)
 
 
+@app.command(epilog="Example: growth-ds report runs/demo runs/demo/scratch --out report.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders: the one that the page is about, then others.")],
+    out: Annotated[Path | None, typer.Option(help="The page. Default: report.html in the first run's folder.")] = None,
+    layers: Annotated[bool, typer.Option(help="Look into kept checkpoints: attention and weights of layers.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page.")] = False,
+) -> None:
+    """Write one self-contained HTML page: curves, growths, layers before and after, what it was and ran on."""
+    from growth_ds.reporting import report as write
+
+    typer.echo(write(runs, out, layers, force))
+
+
 @app.command(epilog="Example: growth-ds doctor --json")
 def doctor(as_json: Json = False) -> None:
     """Show versions and devices, and which implementation every fused op takes here and why."""

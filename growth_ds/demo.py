@@ -96,6 +96,7 @@ def _results(folder: Path, fillings: list[tuple[str, list[tuple[str, float]]]]) 
     from rich.console import Console
 
     from growth_ds.report.html import write_report
+    from growth_ds.report.inside import look_inside
     from growth_ds.report.rows import growth_rows, summary
     from growth_ds.report.tables import comparison_table, growth_table
     from growth_ds.run_folder import RunFolder
@@ -107,6 +108,7 @@ def _results(folder: Path, fillings: list[tuple[str, list[tuple[str, float]]]]) 
     for text, words in fillings:
         best = ", ".join(f"{word.strip()} {score:.0%}" for word, score in words)
         console.print(f"  {text}  ->  {best}", highlight=False)
-    report = write_report(folder, grown.report, {"from scratch": control.path}, {"Masked sentences": fillings})
+    guesses = {"Masked sentences": fillings}
+    report = write_report(folder, grown.report, {"from scratch": control.path}, guesses, look_inside(grown))
     _say(f"    {report}")
     _say(f"    {grown.export}")

@@ -127,7 +127,7 @@ class RunFolder:
         """Point `latest` at a whole checkpoint, then drop the oldest ones past `keep` that nothing else keeps."""
         write_durably(self.latest, checkpoint.name + "\n")
         faults.point("checkpoint.published")
-        for old in self._newest_first()[keep:]:
+        for old in self.newest_first()[keep:]:
             if old != checkpoint and not self._is_kept(old):
                 remove_folder(old)
 
@@ -170,7 +170,7 @@ class RunFolder:
                 self._kept[path.name] = False
         return self._kept[path.name]
 
-    def _newest_first(self) -> list[Path]:
+    def newest_first(self) -> list[Path]:
         """By step and stage as numbers; neither names nor clocks tell the order."""
         try:  # not glob: a folder that it cannot read is empty to it
             found = [(match, path) for path in self.checkpoints.iterdir() if (match := _NAME.fullmatch(path.name))]
@@ -186,7 +186,7 @@ class RunFolder:
         None if the run has none. Raises UserError if there are some and all are damaged, Unreadable if one is met of
         which that is not known.
         """
-        candidates = self._newest_first()
+        candidates = self.newest_first()
         named = [path for path in candidates if path.name == self._named()]
         if named:
             candidates = candidates[candidates.index(named[0]) :]
@@ -244,7 +244,7 @@ class RunFolder:
                 kept = [line for line in lines if _is_before(line, step, stage, unended)]
                 if kept != lines or not path.read_bytes().endswith(b"\n"):
                     write_durably(path, "".join(line + "\n" for line in kept))
-        for checkpoint in self._newest_first():
+        for checkpoint in self.newest_first():
             place = tuple(map(int, checkpoint.name.replace("step-", "").split("-stage-")))
             if place > (step, stage):  # whole perhaps, but the run goes another way from here
                 remove_folder(checkpoint)

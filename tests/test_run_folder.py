@@ -212,7 +212,7 @@ def test_retention_keeps_the_newest(folder):
     folder.claim(small_run(), "digest")
     for step in (10, 20, 30):
         folder.publish(write_random(folder.checkpoint_path(step, 0)).path, keep=2)
-    assert [path.name for path in folder._newest_first()] == ["step-00000030-stage-0", "step-00000020-stage-0"]
+    assert [path.name for path in folder.newest_first()] == ["step-00000030-stage-0", "step-00000020-stage-0"]
 
 
 def test_trim_forgets_what_came_after(folder):
@@ -226,7 +226,7 @@ def test_trim_forgets_what_came_after(folder):
     folder.trim(3, 0)
     assert [record["step"] for record in folder.records(folder.metrics)] == [1, 2, 3]
     assert folder.records(folder.ledger) == []
-    assert [path.name for path in folder._newest_first()] == ["step-00000003-stage-0"]
+    assert [path.name for path in folder.newest_first()] == ["step-00000003-stage-0"]
 
 
 def test_measurements_of_an_unended_stage_are_forgotten(folder):
@@ -267,7 +267,7 @@ def test_recover_removes_drafts_of_its_own_files(folder):
 def test_order_is_that_of_the_numbers(folder):
     folder.claim(small_run(), "digest")
     checkpoints(folder, (99999999, 9), (99999999, 10), (100000000, 2))
-    names = [path.name for path in folder._newest_first()]
+    names = [path.name for path in folder.newest_first()]
     assert names == ["step-100000000-stage-2", "step-99999999-stage-10", "step-99999999-stage-9"]
 
 
@@ -277,7 +277,7 @@ def test_what_is_to_be_kept_stays(folder):
         path = folder.checkpoint_path(step, 0)
         write_random(path, facts={"keep": ["before growth"]} if step == 10 else {})
         folder.publish(path, keep=2)
-    assert [path.name[5:13] for path in folder._newest_first()] == ["00000040", "00000030", "00000010"]
+    assert [path.name[5:13] for path in folder.newest_first()] == ["00000040", "00000030", "00000010"]
 
 
 def test_what_cannot_be_asked_whether_it_is_to_be_kept_stays(folder):
@@ -289,5 +289,5 @@ def test_what_cannot_be_asked_whether_it_is_to_be_kept_stays(folder):
         with unreadable(errno.EMFILE, *(manifests if step == 30 else ())):
             folder.publish(path, keep=2)
         if step == 30:
-            assert len(folder._newest_first()) == 3
-    assert [path.name[5:13] for path in folder._newest_first()] == ["00000040", "00000030", "00000010"]
+            assert len(folder.newest_first()) == 3
+    assert [path.name[5:13] for path in folder.newest_first()] == ["00000040", "00000030", "00000010"]

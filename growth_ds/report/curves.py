@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +66,14 @@ def panel_svg(curves: Sequence[Curve], key: str, entropy: float | None = None) -
         figure = _figure(PANEL_INCHES)
         _draw_loss(figure.subplots(), key, curves, entropy)
         return _svg(figure, key)
+
+
+def picture(prefix: str, draw: Callable[[Figure], None]) -> str:
+    """What `draw` draws on a figure of a panel's size, in the style of all of them; `prefix` of its ids."""
+    with _style():
+        figure = _figure(PANEL_INCHES)
+        draw(figure)
+        return _svg(figure, prefix)
 
 
 def optim_svg(curves: Sequence[Curve]) -> str:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from growth_ds.errors import UserError
 from growth_ds.files import write_durably
 from growth_ds.report import units
 from growth_ds.report.compare import Comparison, compare
 from growth_ds.report.curves import PANELS, SERIES, optim_svg, panel_svg
-from growth_ds.report.page import Html, document, element, join, section, table
+from growth_ds.report.inside_page import layers_section
+from growth_ds.report.page import Html, document, element, inline, join, section, table
 from growth_ds.report.prose import in_plain_words
 from growth_ds.report.rows import GrowthRow, StageRow, Summary, events, growth_rows, stage_rows, summary
 from growth_ds.report.series import Curve, read_curve
 from growth_ds.report.tables import distinct_entropies
 from growth_ds.run_folder import RunFolder
+
+if TYPE_CHECKING:  # its import brings torch
+    from growth_ds.report.inside import Inside
 
 Fillings = Sequence[tuple[str, Sequence[tuple[str, float]]]]
 """(sentence with its gap, [(word, probability)...])."""
@@ -38,12 +41,13 @@ class _Subject:
 
 
 def write_report(
-    folder: Path, out: Path, others: Mapping[str, Path] | None = None, extra: Mapping[str, Fillings] | None = None
-) -> Path:
+    folder: Path, out: Path, others: Mapping[str, Path] | None = None, extra: Mapping[str, Fillings] | None = None,
+    layers: Sequence[Inside] = (),
+) -> Path:  # fmt: skip
     """Write the report of the run in `folder`, beside other runs (name -> folder), to `out`.
 
-    `extra` adds sections (title -> filled sentences). Raises UserError if a folder holds no run or no training step, or
-    if `out` cannot be written.
+    `extra` adds sections (title -> filled sentences), `layers` one about them (`inside.look_inside`). Raises UserError if
+    a folder holds no run or no training step, or if `out` cannot be written.
     """
     source = RunFolder(folder)
     run = source.run()
@@ -61,6 +65,7 @@ def write_report(
             _comparison([subject, *rivals], comparisons),
             curves_of([each.curve for each in (subject, *rivals)], subject.summary.unigram_entropy),
             _growths(growths),
+            layers_section(layers),
             _stages(stages),
             *(_fillings(title, sentences) for title, sentences in (extra or {}).items()),
             _configuration(source),
@@ -177,20 +182,13 @@ def curves_of(curves: Sequence[Curve], entropy: float | None, more: str = "") ->
     """The section with the pictures of some runs; `more` is said below them."""
     alt = "loss against " + ", ".join(PANELS)
     drawn = [panel_svg(curves, key, entropy) for key in PANELS] + [optim_svg(curves)]
-    figures = [element("figure", _inline(svg), kind="card") for svg in drawn]
+    figures = [element("figure", inline(svg), kind="card") for svg in drawn]
     note = (
         "Lines: training loss, smoothed within each stage; the light line is the loss as logged, and the steep start "
         f"may leave the picture. Points: validation. Dashed: a growth. {more}"
     )
     pictures = element("div", join(figures), kind="curves", role="group", title=alt)
     return section("Curves", _legend(curves), pictures, element("p", note.strip(), kind="note"))
-
-
-def _inline(svg: str) -> Html:
-    """SVG inside HTML: namespaces are known there, and the page gives the size."""
-    head, rest = svg.split(">", 1)
-    head = re.sub(r'\s(xmlns(:\w+)?|width|height|version)="[^"]*"', "", head)
-    return Html(f'{head} role="img">{rest}')
 
 
 MARKS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -44,7 +45,7 @@ tbody tr.reference { color: var(--muted); }
   font-size: .87rem; }
 .legend svg { width: 28px; height: 12px; vertical-align: -1px; margin-right: .4rem; }
 .curves { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .75rem; }
-.curves figure { margin: 0; padding-bottom: .5rem; } .curves svg { display: block; width: 100%; height: auto; }
+.curves figure { margin: 0; padding-bottom: .5rem; } figcaption { font-size: .87rem; margin-bottom: .4rem; } .curves svg { display: block; width: 100%; height: auto; }
 .curves svg text, .curves svg tspan { font-family: inherit !important; }
 @media (max-width: 760px) { .curves { grid-template-columns: minmax(0, 1fr); } main { padding-top: 1.5rem; }
   .card { padding: .75rem; } .scroll { padding: .1rem .75rem; } h1 { font-size: 1.5rem; } }
@@ -86,6 +87,13 @@ def join(parts: Iterable[object], between: str = "\n") -> Html:
 def section(title: str, *content: object) -> Html:
     """A headed part of the page."""
     return element("section", join([element("h2", title), *content]))
+
+
+def inline(svg: str) -> Html:
+    """SVG inside HTML: namespaces are known there, and the page gives the size."""
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\s(xmlns(:\w+)?|width|height|version)="[^"]*"', "", head)
+    return Html(f'{head} role="img">{rest}')
 
 
 def table(

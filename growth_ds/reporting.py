@@ -1,0 +1,44 @@
+"""`growth-ds report`: the page of one run, or of several beside the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from growth_ds.errors import UserError
+
+
+def report(runs: Sequence[Path], out: Path | None, layers: bool, force: bool) -> Path:
+    """Write the page to `out`, or into the first run's folder, and return where it is. Raises UserError.
+
+    `layers`: also look into the checkpoints that are kept, which loads the models.
+    """
+    from growth_ds.report.html import write_report
+    from growth_ds.run_folder import RunFolder
+
+    first = RunFolder(runs[0])
+    out = out or first.report
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; give --out the name of a file")
+    if out.exists() and not force:
+        raise UserError(f"{out}: exists; give another --out, or --force to replace it")
+    first.run()  # says what is no run before anything is loaded
+    others = dict(zip(names(runs)[1:], runs[1:], strict=True))
+    found = []
+    if layers:
+        from growth_ds.report.inside import look_inside
+
+        found = look_inside(first)
+    return write_report(runs[0], out, others, layers=found)
+
+
+def names(runs: Sequence[Path]) -> list[str]:
+    """The shortest ends of the folders' paths that tell them apart. Raises UserError for one that stands twice."""
+    parts = [path.absolute().parts for path in runs]
+    if len(set(parts)) < len(parts):
+        twice = next(str(path) for path, each in zip(runs, parts, strict=True) if parts.count(each) > 1)
+        raise UserError(f"{twice}: is given twice; give each run once")
+    length = 1
+    while len({each[-length:] for each in parts}) < len(parts):
+        length += 1
+    return ["/".join(each[-length:]) for each in parts]

@@ -95,8 +95,8 @@ def _export(folder: Path) -> list[tuple[str, list[tuple[str, float]]]]:
 def _results(folder: Path, fillings: list[tuple[str, list[tuple[str, float]]]]) -> None:
     from rich.console import Console
 
+    from growth_ds.inside import look_inside
     from growth_ds.report.html import write_report
-    from growth_ds.report.inside import look_inside
     from growth_ds.report.rows import growth_rows, summary
     from growth_ds.report.tables import comparison_table, growth_table
     from growth_ds.run_folder import RunFolder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from growth_ds.board import check_boards
 from growth_ds.config import Run
 from growth_ds.data.text import Text
 from growth_ds.engine import distributed, ds_config
@@ -15,7 +16,8 @@ from growth_ds.start import check_start
 
 
 def check_engine(run: Run, ranks: int) -> None:
-    """Raises UserError for a batch that the ranks cannot share, a precision or a DeepSpeed option that cannot be."""
+    """Raises UserError for a batch that the ranks cannot share, a precision, a board or a DeepSpeed option."""
+    check_boards(run.log)
     precision = resolve_precision(run.engine.precision)
     ds_config.build(run.engine.zero, precision, 1, 1, 1.0, run.engine.deepspeed)
     for number, stage in enumerate(run.stages):

@@ -26,7 +26,7 @@ def report(runs: Sequence[Path], out: Path | None, layers: bool, force: bool) ->
     others = dict(zip(names(runs)[1:], runs[1:], strict=True))
     found = []
     if layers:
-        from growth_ds.report.inside import look_inside
+        from growth_ds.inside import look_inside
 
         found = look_inside(first)
     return write_report(runs[0], out, others, layers=found)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from growth_ds import faults
-from growth_ds.board import Board
+from growth_ds.board import Boards
 from growth_ds.config import Run
 from growth_ds.coordinator import Coordinator, Position
 from growth_ds.data.batch import Batch
@@ -38,6 +38,7 @@ from growth_ds.optim.schedule import learning_rate
 from growth_ds.part import Part
 from growth_ds.planning import flops_at, learn_flops, stage_flops
 from growth_ds.policy import with_ends
+from growth_ds.profiling import StepProfiler
 from growth_ds.progress import Progress
 from growth_ds.report.tables import growth_line
 from growth_ds.run_folder import RunFolder
@@ -103,7 +104,8 @@ class Trainer:
         self.flops = [stage_flops(run, stage) for stage in run.stages]
         self.entering = [learn_flops(run, index) for index in range(len(run.stages))]
         self.progress.weigh([float(flops) for flops in self.flops])
-        self.board = Board(folder.path / "tensorboard" if run.log.tensorboard and self.rank == 0 else None)
+        self.board = Boards(run, folder.path if self.rank == 0 else None, self.progress.say)
+        self.profiler = StepProfiler(run.log, folder.path, self.rank)
 
     def train(self, resume: bool) -> int:
         """Run to the end of the schedule. Returns FINISHED, or STOPPED when a signal asked for it and all is saved."""
@@ -116,6 +118,7 @@ class Trainer:
         finally:
             self.progress.close()
             self.board.close()
+            self.profiler.close()
             self.lock.release()
 
     def _asked(self) -> bool:
@@ -267,7 +270,8 @@ class Trainer:
         for micro_batches in self.text.batches(self.run, steps, self.rank, self.ranks):
             self.coordinator.saver.poll(self.position.step)
             faults.point("step")
-            self._step(engine, index, micro_batches)
+            with self.profiler.step(self.position.step):
+                self._step(engine, index, micro_batches)
             if self.position.step < steps.stop:
                 self._measure(engine, index)
                 if self._ends_here(engine, index):

@@ -239,7 +239,7 @@ SURFACE = {
     "noise rank_noise block shared_units ramp moments layer_moments fresh_moments damping step rewind to_peak rewarm "
     "lr lr_decay learn",
     "Learn": "steps lr warmup decay weight_decay clip rank",
-    "Log": "every tensorboard",
+    "Log": "every tensorboard wandb mlflow profile",
     "Method": "budget optim start stages summary",
     "Model": "layers hidden heads ffn thin_ffn thin_every ffn_rank experts routing_seed light_every head_size "
     "stored_layers shared_runs shared_gradient "

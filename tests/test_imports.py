@@ -25,7 +25,8 @@ ROOMS: dict[str, set[str]] = {
     "faults": set(),
     "lock": set(),
     "part": set(),
-    "board": set(),
+    "board": {"config"},
+    "profiling": {"config"},
     "config": set(),
     "config_file": {"config"},
     "progress": BASE,
@@ -51,7 +52,7 @@ ROOMS: dict[str, set[str]] = {
     "learning": PARTS | {"checkpoint", "data", "planning", "run_folder", "saving"},
     "coordinator": PARTS
     | {"data", "importance", "checkpoint", "during", "learning", "paths", "reshard", "run_folder", "saving", "start"},
-    "opening": PARTS | {"data", "planning", "run_folder", "start"},
+    "opening": PARTS | {"board", "data", "planning", "run_folder", "start"},
     "evaluate": PARTS | {"data"},
     "surroundings": BASE | {"data", "engine", "evaluate", "start"},
     "interop": PARTS | {"checkpoint", "data"},
@@ -63,7 +64,9 @@ ROOMS["trainer"] = set(ROOMS) - {"interop"}
 ROOMS["launch"] = ROOMS["trainer"] | {"trainer"}
 ROOMS["launching"] = {"engine"}
 ROOMS["offline"] = ROOMS["trainer"] | {"interop"}
-ROOMS["demo"] = ROOMS["launch"] | {"launch", "offline", "interop"}
+ROOMS["inside"] = {"config", "checkpoint", "data", "evaluate", "model", "offline", "report", "run_folder"}
+ROOMS["reporting"] = {"inside", "report", "run_folder"}
+ROOMS["demo"] = ROOMS["launch"] | {"launch", "offline", "interop", "inside"}
 ROOMS["fit"] = ROOMS["trainer"]
 ROOMS["suite"] = ROOMS["launch"] | {"launch", "fit"}
 ROOMS["convert"] = ROOMS["offline"] | {"offline"}

@@ -146,6 +146,19 @@ class Log(Frozen):
     every: int = Field(default=10, gt=0)
     """Steps between two lines on the terminal; `metrics.jsonl` has every step."""
     tensorboard: bool = True
+    wandb: str | None = None
+    """A project of Weights & Biases; its package must be there."""
+    mlflow: str | None = None
+    """An experiment of MLflow; its package must be there."""
+    profile: str | None = Field(default=None, pattern=r"^[0-9]+:[0-9]+$")
+    """`10:13`: steps 10, 11 and 12 of every rank as a Chrome trace, in the run's folder `profile`."""
+
+    @field_validator("profile")
+    @classmethod
+    def _some_steps(cls, value: str | None) -> str | None:
+        if value is not None and not 0 <= int(value.split(":")[0]) < int(value.split(":")[1]):
+            raise ValueError(f"'{value}' has no steps; give first:end, as in 10:13")
+        return value
 
 
 class Evaluation(Frozen):

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from growth_ds.errors import UserError
 from growth_ds.files import write_durably
 from growth_ds.report import units
 from growth_ds.report.compare import Comparison, compare
 from growth_ds.report.curves import PANELS, SERIES, optim_svg, panel_svg
-from growth_ds.report.inside_page import layers_section
+from growth_ds.report.layers import Layers, layers_section
 from growth_ds.report.page import Html, document, element, inline, join, section, table
 from growth_ds.report.prose import in_plain_words
 from growth_ds.report.rows import GrowthRow, StageRow, Summary, events, growth_rows, stage_rows, summary
 from growth_ds.report.series import Curve, read_curve
 from growth_ds.report.tables import distinct_entropies
 from growth_ds.run_folder import RunFolder
-
-if TYPE_CHECKING:  # its import brings torch
-    from growth_ds.report.inside import Inside
 
 Fillings = Sequence[tuple[str, Sequence[tuple[str, float]]]]
 """(sentence with its gap, [(word, probability)...])."""
@@ -42,12 +39,12 @@ class _Subject:
 
 def write_report(
     folder: Path, out: Path, others: Mapping[str, Path] | None = None, extra: Mapping[str, Fillings] | None = None,
-    layers: Sequence[Inside] = (),
+    layers: Sequence[Layers] = (),
 ) -> Path:  # fmt: skip
     """Write the report of the run in `folder`, beside other runs (name -> folder), to `out`.
 
-    `extra` adds sections (title -> filled sentences), `layers` one about them (`inside.look_inside`). Raises UserError if
-    a folder holds no run or no training step, or if `out` cannot be written.
+    `extra` adds sections (title -> filled sentences), `layers` one of pictures (`growth_ds.inside` measures them).
+    Raises UserError if a folder holds no run or no training step, or if `out` cannot be written.
     """
     source = RunFolder(folder)
     run = source.run()

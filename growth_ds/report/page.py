@@ -45,7 +45,9 @@ tbody tr.reference { color: var(--muted); }
   font-size: .87rem; }
 .legend svg { width: 28px; height: 12px; vertical-align: -1px; margin-right: .4rem; }
 .curves { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .75rem; }
-.curves figure { margin: 0; padding-bottom: .5rem; } figcaption { font-size: .87rem; margin-bottom: .4rem; } .curves svg { display: block; width: 100%; height: auto; }
+.curves figure { margin: 0; padding-bottom: .5rem; }
+figcaption { font-size: .87rem; margin-bottom: .4rem; }
+.curves svg { display: block; width: 100%; height: auto; }
 .curves svg text, .curves svg tspan { font-family: inherit !important; }
 @media (max-width: 760px) { .curves { grid-template-columns: minmax(0, 1fr); } main { padding-top: 1.5rem; }
   .card { padding: .75rem; } .scroll { padding: .1rem .75rem; } h1 { font-size: 1.5rem; } }

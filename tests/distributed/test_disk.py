@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from growth_ds.board import Board
+from growth_ds.board import TensorBoard
 from growth_ds.checkpoint import open_verified
 from growth_ds.config_file import dump_run
 from growth_ds.errors import UserError
@@ -157,7 +157,7 @@ def test_what_a_power_cut_leaves_is_forgotten(tmp_path, rest):
 
 def test_tensorboard_on_a_full_disk(disk, capfd):
     """One line from us, and nothing from its thread; closing it is quiet too."""
-    board = Board(disk / "tensorboard")
+    board = TensorBoard(disk / "tensorboard")
     board.add("train", {"step": 0, "loss": 1.0})
     (disk / "ballast").write_bytes(bytes(480_000))
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from growth_ds.config import Model
-from growth_ds.report.inside import Inside, attention_maps, chosen, distances, look_inside, similarity, weight_sizes
-from growth_ds.report.inside_page import caption
+from growth_ds.inside import attention_maps, chosen, distances, look_inside, similarity, weight_sizes
+from growth_ds.report.layers import Layers, caption
 from growth_ds.reporting import names
 from growth_ds.run_folder import RunFolder
 from tests.checkpoints import write_random
 from tests.cli import growth_ds, tree
 from tests.growth.models import random_bert, rows, small
 from tests.interop.transformers_models import load
-from tests.report.runs import write_run
+from tests.report.runs import SIZES, write_run
 
 
 def test_attention_is_that_of_transformers(tmp_path):
@@ -88,12 +88,13 @@ def test_both_sides_of_a_growth_and_the_newest_are_shown(run):
 
 
 def test_one_layer_has_no_neighbours():
-    one = Inside(1, 0, [[1.0]], [[1.0]], {"qkv": [0.1]})
+    one = Layers(1, 0, [[1.0]], [[1.0]], {"qkv": [0.1]})
     assert one.neighbours is None
     assert caption([one], 0) == "Step 1"
 
 
-def test_the_verb_writes_a_page_and_replaces_none(run, control, monkeypatch, capsys):
+def test_the_verb_writes_a_page_and_replaces_none(run, tmp_path, monkeypatch, capsys):
+    control = RunFolder(write_run(tmp_path / "control", "scratch", steps=50, sizes=SIZES[-1:], seed=1, floor=4.7))
     done = growth_ds(monkeypatch, capsys, "report", run.path, control.path)
     assert done.code == 0, done.err
     page = run.report.read_text()

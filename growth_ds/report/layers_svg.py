@@ -1,4 +1,4 @@
-"""Pictures of what `inside` measures: similarity of layers as a square, distance of attention as points, weights as lines."""
+"""Pictures of layers: similarity of layers as a square, distance of attention as points, weights as lines."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from growth_ds.report.inside import Inside
+    from growth_ds.report.layers import Layers
 
 NUMBERED = 8
 """Depths up to which the squares have room for numbers."""
 
 
-def layers_svg(one: Inside, prefix: str, farthest: float) -> str:
+def layers_svg(one: Layers, prefix: str, farthest: float) -> str:
     """One checkpoint: which depths attend alike, and how far each head looks, up to `farthest` tokens."""
 
     def draw(figure: Figure) -> None:
@@ -28,7 +28,7 @@ def layers_svg(one: Inside, prefix: str, farthest: float) -> str:
     return picture(prefix, draw)
 
 
-def weights_svg(one: Inside, prefix: str) -> str:
+def weights_svg(one: Layers, prefix: str) -> str:
     """Root mean square of each kind of matrix over the depths."""
 
     def draw(figure: Figure) -> None:
@@ -71,7 +71,9 @@ def _distances(panel: Axes, distance: Sequence[Sequence[float]], farthest: float
     """A point for each head, a line through the means."""
     depths = range(1, len(distance) + 1)
     for depth, heads in zip(depths, distance, strict=True):
-        panel.plot([depth] * len(heads), heads, linestyle="none", marker="o", markersize=3.5, alpha=0.55, color=SERIES[0])
+        panel.plot(
+            [depth] * len(heads), heads, linestyle="none", marker="o", markersize=3.5, alpha=0.55, color=SERIES[0]
+        )
     panel.plot(depths, [sum(heads) / len(heads) for heads in distance], color=SERIES[1], linewidth=1.5)
     panel.set_xlim(0.5, len(distance) + 0.5)
     panel.set_ylim(0, 1.08 * farthest)

@@ -1,14 +1,13 @@
 """What the layers of a checkpoint are like: how far each head looks, which layers look alike, how large weights are.
 
-Progressive stacking was motivated by such pictures: attention of neighbouring layers is alike, so a copy is a good start
-(Gong et al. 2019, "Efficient Training of BERT by Progressively Stacking", section 3.1). Read from checkpoints of a run,
-on rows of its validation split; nothing is trained and nothing is written.
+Progressive stacking was motivated by such pictures: attention of neighbouring layers is alike, so a copy is a good
+start (Gong et al. 2019, "Efficient Training of BERT by Progressively Stacking", section 3.1). Read from checkpoints of
+a run, on rows of its validation split; nothing is trained and nothing is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from growth_ds.data.text import Text
 from growth_ds.evaluate.mlm import Validation
 from growth_ds.model.bert import Bert
 from growth_ds.offline import load_module
+from growth_ds.report.layers import Layers
 from growth_ds.run_folder import RunFolder
 
 ROWS = 8
@@ -31,27 +31,7 @@ MOST = 6
 """Checkpoints that are shown at most: the first, those around growths, the newest."""
 
 
-@dataclass(frozen=True)
-class Inside:
-    """The layers of one checkpoint."""
-
-    step: int
-    stage: int
-    distance: list[list[float]]
-    """[depth][head]: mean distance, in tokens, between a position and what it attends to."""
-    alike: list[list[float]]
-    """[depth][depth]: cosine of a head's attention with that of the most similar head there; the mean of both ways."""
-    weights: dict[str, list[float]]
-    """Kind of matrix (`qkv`, `out`, `up`, `down`) -> root mean square of its elements at each depth."""
-
-    @property
-    def neighbours(self) -> float | None:
-        """Mean similarity of adjacent depths; None with one layer."""
-        pairs = [self.alike[depth][depth + 1] for depth in range(len(self.alike) - 1)]
-        return sum(pairs) / len(pairs) if pairs else None
-
-
-def look_inside(folder: RunFolder) -> list[Inside]:
+def look_inside(folder: RunFolder) -> list[Layers]:
     """The layers at each growth of which both sides are kept, and at the newest checkpoint; oldest first.
 
     Empty for a run without checkpoints. Raises UserError if its store or a checkpoint cannot be read.
@@ -80,12 +60,12 @@ def chosen(folder: RunFolder) -> list[Path]:
 
 
 @torch.no_grad()
-def measure(checkpoint: Checkpoint, batches: Iterable[Batch]) -> Inside:
+def measure(checkpoint: Checkpoint, batches: Iterable[Batch]) -> Layers:
     """One checkpoint on some rows. Raises UserError for a checkpoint that cannot be read."""
     module = load_module(checkpoint)
     maps = torch.cat([attention_maps(module, batch) for batch in batches], dim=2)  # (depths, N, B, T, T)
     facts = checkpoint.facts
-    return Inside(facts["step"], facts["stage"], distances(maps), similarity(maps), weight_sizes(module))
+    return Layers(facts["step"], facts["stage"], distances(maps), similarity(maps), weight_sizes(module))
 
 
 def attention_maps(module: Bert, batch: Batch) -> Tensor:
@@ -101,7 +81,7 @@ def attention_maps(module: Bert, batch: Batch) -> Tensor:
         scores = query.float() @ key.float().mT / query.shape[-1] ** 0.5
         maps.append(scores.softmax(dim=-1))
 
-    hooks = [layer.qkv.register_forward_hook(keep) for layer in module.layers]
+    hooks = [layer.get_submodule("qkv").register_forward_hook(keep) for layer in module.layers]
     try:
         module.encode(batch.ids, batch.segments)
     finally:

@@ -45,6 +45,8 @@ def look_inside(folder: RunFolder) -> list[Layers]:
         checkpoint = Checkpoint(path)
         stage = run.stages[min(checkpoint.facts["stage"], len(run.stages) - 1)]
         length = min(LONGEST, stage.length)
+        if found and found[-1].step == checkpoint.facts["step"]:
+            length = found[-1].length  # the rows of both sides of a growth are the same
         validation = Validation(text, length, ROWS * length)
         found.append(measure(checkpoint, validation.batches(length)))
     return found
@@ -65,7 +67,7 @@ def measure(checkpoint: Checkpoint, batches: Iterable[Batch]) -> Layers:
     module = load_module(checkpoint)
     maps = torch.cat([attention_maps(module, batch) for batch in batches], dim=2)  # (depths, N, B, T, T)
     facts = checkpoint.facts
-    return Layers(facts["step"], facts["stage"], distances(maps), similarity(maps), weight_sizes(module))
+    return Layers(facts["step"], facts["stage"], maps.shape[-1], distances(maps), similarity(maps), weight_sizes(module))
 
 
 def attention_maps(module: Bert, batch: Batch) -> Tensor:

@@ -83,14 +83,14 @@ def test_both_sides_of_a_growth_and_the_newest_are_shown(run):
     found = look_inside(run)
     assert [(one.step, len(one.distance), len(one.alike)) for one in found] == [(20, 2, 2), (20, 4, 4), (40, 4, 4)]
     assert [caption(found, at).split(":")[0] for at in range(3)] == [
-        "Step 20, before a growth", "Step 20, after it", "Step 40",
+        "Step 20, before a growth, rows of 16", "Step 20, after it, rows of 16", "Step 40, rows of 32",
     ]  # fmt: skip
 
 
 def test_one_layer_has_no_neighbours():
-    one = Layers(1, 0, [[1.0]], [[1.0]], {"qkv": [0.1]})
+    one = Layers(1, 0, 8, [[1.0]], [[1.0]], {"qkv": [0.1]})
     assert one.neighbours is None
-    assert caption([one], 0) == "Step 1"
+    assert caption([one], 0) == "Step 1, rows of 8"
 
 
 def test_the_verb_writes_a_page_and_replaces_none(run, tmp_path, monkeypatch, capsys):

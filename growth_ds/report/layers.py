@@ -21,6 +21,8 @@ class Layers:
 
     step: int
     stage: int
+    length: int
+    """Tokens of the rows that were looked at."""
     distance: list[list[float]]
     """[depth][head]: mean distance, in tokens, between a position and what it attends to."""
     alike: list[list[float]]
@@ -51,11 +53,11 @@ def _figure(title: str, svg: str) -> Html:
 
 
 def caption(found: Sequence[Layers], at: int) -> str:
-    """`Step 1,000, before the growth: neighbouring layers 0.81 alike`."""
+    """`Step 1,000, before a growth, rows of 128: neighbouring layers 0.81 alike`."""
     one = found[at]
     if at + 1 < len(found) and found[at + 1].step == one.step:
         when = ", before a growth"
     else:
         when = ", after it" if at and found[at - 1].step == one.step else ""
     alike = "" if one.neighbours is None else f": neighbouring layers {one.neighbours:.2f} alike"
-    return f"Step {one.step:,}{when}{alike}"
+    return f"Step {one.step:,}{when}, rows of {one.length}{alike}"

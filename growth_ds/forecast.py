@@ -10,11 +10,15 @@ shapes, taken before any point was compared, and not fitted. `benchmarks/forecas
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from growth_ds.config import Model
+from growth_ds.config import Model, Run, Stage
+from growth_ds.errors import UserError
 from growth_ds.hardware import Cluster
 from growth_ds.model import cost
+from growth_ds.planning import learn_flops, stage_flops
 
 MATRIX = 0.7
 """Share of the peak that large matrix products reach."""
@@ -28,6 +32,8 @@ HOP_S = 10e-6
 """Seconds of latency for each doubling of the ranks, for each message."""
 OPTIMIZER_BYTES = {"adamw": 28, "lamb": 44}
 """Bytes that a step moves for each parameter: fp32 gradient, master and moments, 16-bit copy; LAMB in two passes."""
+RESERVED = 2 * 10**9
+"""Bytes of a GPU that are neither state nor activations: its context, the libraries' workspaces, ZeRO's buckets."""
 HEAD_PASSES = 6
 """Times that logits go through memory: written, normalised, turned into their gradient, read by two products."""
 
@@ -113,17 +119,141 @@ def passes(zero: int, accumulation: int) -> int:
 def forecast(
     model: Model, length: int, micro: float, accumulation: int, flops_per_row: float, on: Cluster, *,
     predicted: int, zero: int = 0, optimizer: str = "adamw", precision: str = "bf16", software: Software = OURS,
+    run_share: float = 1.0,
 ) -> Step:  # fmt: skip
     """One optimizer step of `accumulation` micro-batches of `micro` rows a rank.
 
-    `flops_per_row`: of forward and backward of one row; `predicted`: positions of a row that the head sees.
+    `flops_per_row`: of forward and backward of one row; `predicted`: positions of a row that the head sees;
+    `run_share`: of the model's work that a step does, where it runs some layers, or pooled rows, alone.
     """
     width, parameters = (4 if precision == "fp32" else 2), cost.parameters(model)
     peak = on.gpu.matrix["fp8" if software.fp8 else precision]
     products = micro * flops_per_row / (MATRIX * peak)
-    traffic = micro * row_bytes(model, length, predicted, software, width) / (MEMORY * on.gpu.memory_bandwidth)
-    launches = max(0.0, model.layers * software.kernels * LAUNCH_S - products - traffic)
+    moved_by_rows = run_share * micro * row_bytes(model, length, predicted, software, width)
+    traffic = moved_by_rows / (MEMORY * on.gpu.memory_bandwidth)
+    launches = max(0.0, run_share * model.layers * software.kernels * LAUNCH_S - products - traffic)
     share = on.ranks if zero else 1
     moved = OPTIMIZER_BYTES[optimizer] * parameters / share / (MEMORY * on.gpu.memory_bandwidth)
     sent = passes(zero, accumulation) * collective(width * parameters, on, model.layers + 1)
     return Step(accumulation * products, accumulation * traffic, accumulation * launches, moved, sent)
+
+
+def activation_bytes(model: Model, length: int, micro: int, predicted: int, checkpointing: bool, width: int = 2) -> int:
+    """Bytes that a micro-batch keeps for its backward, as our layers save them.
+
+    `checkpointing`: the inputs of layers alone, and what one layer keeps.
+    """
+    inner = model.heads * model.head_size
+    layer = 5 * model.hidden + 4 * inner + 2 * model.ffn
+    kept = model.layers * model.hidden + layer if checkpointing else model.layers * layer
+    return width * micro * (length * kept + 3 * predicted * model.vocab)
+
+
+def forecast_run(run: Run, on: Cluster, price: float | None = None) -> dict[str, Any]:
+    """A run on a cluster: seconds of a step and of each stage, memory under each ZeRO stage, energy, price.
+
+    `price`: of a GPU and hour, in any currency. Raises UserError for a batch that the ranks cannot share.
+    """
+    stages = [_stage(run, index, on) for index in range(len(run.stages))]
+    seconds = sum(stage["seconds"] for stage in stages)
+    last = stages[-1]["tokens_per_s"]
+    hours = on.ranks * seconds / 3600
+    return {
+        "hardware": on.name,
+        "nodes": on.nodes,
+        "gpus_per_node": on.per_node,
+        "network_bytes_per_s": on.network,
+        "zero": run.engine.stage,
+        "stages": stages,
+        "seconds": seconds,
+        "seconds_from_scratch": run.tokens_at(run.total_steps) / last,
+        "gpu_hours": hours,
+        "kwh": hours * on.gpu.watts / 1000,
+        "price": None if price is None else hours * price,
+    }
+
+
+def _stage(run: Run, index: int, on: Cluster) -> dict[str, Any]:
+    stage = run.stages[index]
+    try:
+        accumulation = stage.batch.accumulation(on.ranks)
+    except ValueError as error:
+        raise UserError(
+            f"stages.{index}.{error}; change batch.global, batch.micro, --nodes or --gpus-per-node"
+        ) from None
+    step = _step(run, stage, accumulation, on)
+    learned = learn_flops(run, index) / (MATRIX * on.gpu.matrix[_precision(run, on)] * on.ranks)
+    memory, fits = _memory(run, stage, on)
+    return {
+        "accumulation": accumulation,
+        "step": asdict(step),
+        "step_seconds": step.seconds,
+        "tokens_per_s": stage.batch.global_ * stage.length / step.seconds,
+        "utilisation": step.products * MATRIX / step.seconds,
+        "seconds": stage.total_steps * step.seconds + learned,
+        "bytes_per_rank": memory,
+        "recommended_zero": fits,
+    }
+
+
+def _step(run: Run, stage: Stage, accumulation: int, on: Cluster) -> Step:
+    model, nsp = stage.model, run.data.objective == "mlm+nsp" and stage.model.nsp
+    flops = stage_flops(run, stage) / stage.batch.global_
+    whole = cost.train_flops_per_row(model, stage.length, run.data.mask_prob, nsp)
+    return forecast(
+        model, stage.length, stage.batch.micro, accumulation, flops, on,
+        predicted=round(run.data.mask_prob * stage.length), zero=run.engine.stage, optimizer=stage.optim.name,
+        precision=_precision(run, on), run_share=flops / whole,
+    )  # fmt: skip
+
+
+def _precision(run: Run, on: Cluster) -> str:
+    wanted = "bf16" if run.engine.precision == "auto" else run.engine.precision
+    return "fp16" if wanted == "bf16" and on.name == "v100" else wanted
+
+
+def _memory(run: Run, stage: Stage, on: Cluster) -> tuple[dict[str, int], int | None]:
+    """Bytes of a rank under each ZeRO stage with activations, and the lowest stage that the GPU has room for."""
+    low, model = _precision(run, on) != "fp32", stage.model
+    kept = activation_bytes(
+        model, stage.length, stage.batch.micro, round(run.data.mask_prob * stage.length),
+        run.engine.activation_checkpointing, 2 if low else 4,
+    )  # fmt: skip
+    needed = {str(zero): cost.bytes_per_rank(model, zero, on.ranks, low) + kept + RESERVED for zero in range(4)}
+    fits = [zero for zero in range(4) if needed[str(zero)] <= on.gpu.memory]
+    return needed, fits[0] if fits else None
+
+
+def print_forecast(record: dict[str, Any]) -> None:
+    """The forecast as a table on the terminal, and what it assumes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from growth_ds.progress import clock
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    gpus = record["nodes"] * record["gpus_per_node"]
+    table = Table(
+        "stage", "step, ms", "products", "memory", "messages", "tokens/s", "of peak", "time", "GiB", "fits from"
+    )
+    table.title = f"{gpus:,} x {record['hardware']}, {record['nodes']} node(s), ZeRO-{record['zero']}: a forecast"
+    for number, stage in enumerate(record["stages"]):
+        step, needed = stage["step"], stage["bytes_per_rank"][str(record["zero"])] / 2**30
+        memory = step["traffic"] + step["launches"] + step["optimizer"]
+        shown = [f"{1000 * part:.1f}" for part in (step["products"], memory, step["messages"])]
+        fits = "no ZeRO" if stage["recommended_zero"] is None else f"ZeRO-{stage['recommended_zero']}"
+        table.add_row(
+            str(number), f"{1000 * stage['step_seconds']:.1f}", *shown, f"{stage['tokens_per_s']:,.0f}",
+            f"{stage['utilisation']:.0%}", clock(stage["seconds"]), f"{needed:.1f}", fits,
+        )  # fmt: skip
+    console.print(table)
+    bill = f"{record['gpu_hours']:,.1f} GPU-hours, {record['kwh']:,.1f} kWh at the boards' limit"
+    bill += "" if record["price"] is None else f", price {record['price']:,.2f}"
+    share = record["seconds"] / record["seconds_from_scratch"]
+    scratch = f"the last model on all these tokens {clock(record['seconds_from_scratch'])} (ratio {share:.3f})"
+    console.print(f"time {clock(record['seconds'])}; {scratch}\n{bill}", highlight=False)
+    console.print(
+        f"Assumed: {MATRIX:.0%} of the peak in products, {MEMORY:.0%} of the memory's and {LINKS:.0%} of the links' "
+        "bandwidth, no message hidden behind the backward; validation, checkpoints and hosts not counted.",
+        highlight=False,
+    )

@@ -75,8 +75,8 @@ def bandwidth(interconnect: str, per_node: int) -> float:
     match = re.fullmatch(r"(?:([1-9]\d*)x)?(\d+(?:\.\d+)?)([gmGM])", interconnect)
     if match is None or float(match[2]) <= 0:
         raise UserError(
-            f"--interconnect: '{interconnect}' is no bandwidth; give bits a second for each GPU (400g), or the links of "
-            "a node (8x100g)"
+            f"--interconnect: '{interconnect}' is no bandwidth; give bits a second for each GPU (400g), or the links "
+            "of a node (8x100g)"
         )
     link = float(match[2]) * (1e9 if match[3] in "gG" else 1e6) / 8
     return link if match[1] is None else link * int(match[1]) / per_node

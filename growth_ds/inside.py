@@ -40,7 +40,7 @@ def look_inside(folder: RunFolder) -> list[Layers]:
     if not paths:
         return []
     run = folder.run()
-    text, found = Text.of(run, verify=False), []
+    text, found = Text.of(run, verify=False), list[Layers]()
     for path in paths:
         checkpoint = Checkpoint(path)
         stage = run.stages[min(checkpoint.facts["stage"], len(run.stages) - 1)]
@@ -67,7 +67,8 @@ def measure(checkpoint: Checkpoint, batches: Iterable[Batch]) -> Layers:
     module = load_module(checkpoint)
     maps = torch.cat([attention_maps(module, batch) for batch in batches], dim=2)  # (depths, N, B, T, T)
     facts = checkpoint.facts
-    return Layers(facts["step"], facts["stage"], maps.shape[-1], distances(maps), similarity(maps), weight_sizes(module))
+    measured = (distances(maps), similarity(maps), weight_sizes(module))
+    return Layers(facts["step"], facts["stage"], maps.shape[-1], *measured)
 
 
 def attention_maps(module: Bert, batch: Batch) -> Tensor:

@@ -39,6 +39,8 @@ ROOMS: dict[str, set[str]] = {
     "paths": {"config"},
     "start": BASE | {"growth", "model", "checkpoint", "data", "during"},
     "planning": BASE | {"growth", "model", "paths", "start"},
+    "hardware": set(),
+    "forecast": BASE | {"hardware", "model", "planning", "progress"},
     "policy": BASE | {"model", "planning"},
     "correlation": PARTS | {"data"},
     "importance": PARTS | {"data"},

@@ -352,6 +352,18 @@ def report(
     typer.echo(write(runs, out, layers, force))
 
 
+@app.command(epilog="Example: growth-ds logs runs/demo --rank 1 --rank 3")
+def logs(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    rank: Annotated[list[int] | None, typer.Option(help="This rank alone. May be repeated.")] = None,
+) -> None:
+    """Show what the ranks of a run have printed on all hosts, as one text in order of time."""
+    from growth_ds.rank_logs import merged
+
+    for line in merged(run, rank):
+        typer.echo(line)
+
+
 @app.command(epilog="Example: growth-ds doctor --json")
 def doctor(as_json: Json = False) -> None:
     """Show versions and devices, and which implementation every fused op takes here and why."""

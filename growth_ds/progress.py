@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from growth_ds.config import Run
+
+if TYPE_CHECKING:  # its import brings torch
+    from growth_ds.engine.rank_log import RankLog
 
 SMOOTHING = 0.95
 """Weight of the past in the running means of loss and speed."""
@@ -34,6 +38,8 @@ class Progress:
         self.run, self.live = run, live
         self.loss = self.speed = self.seconds_per_flop = 0.0
         self.view: _View | None = None
+        self.log: RankLog | None = None
+        """Where lines go that a terminal's view shows."""
         self.work = [1.0] * len(run.stages)
         if live and sys.stdout.isatty():
             self.view = _View(run.total_steps)
@@ -46,6 +52,8 @@ class Progress:
         """One line, above the live view if there is one."""
         if self.view:
             self.view.say(line)
+            if self.log is not None:
+                self.log.note(line)
         elif self.live:
             print(line, flush=True)
 

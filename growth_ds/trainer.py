@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from growth_ds import faults
+from growth_ds import faults, stragglers
 from growth_ds.board import Boards
 from growth_ds.config import Run
 from growth_ds.coordinator import Coordinator, Position
 from growth_ds.data.batch import Batch
 from growth_ds.data.text import Text
 from growth_ds.engine import distributed
+from growth_ds.engine.rank_log import RankLog, clock_offset
 from growth_ds.engine.reports import remove_stale
 from growth_ds.engine.signals import StopFlag, leaving_if_stuck
 from growth_ds.engine.watch import Watch
@@ -64,10 +65,11 @@ def train(run: Run, run_dir: Path, resume: bool, stop: StopFlag, until: Part | N
             if place.rank == 0 and place.world_size > 1:
                 print(place.line(), flush=True)
             watch = ranks.enter_context(Watch())
+            log = ranks.enter_context(RankLog(place.rank, clock_offset()).copying())
         folder = RunFolder(run_dir)
         run, text = opened(run, folder)
         trainer = Trainer(run, folder, text, stop, watch.leaving)
-        trainer.until = until
+        trainer.until, trainer.progress.log = until, log
         return trainer.train(resume)
 
 
@@ -174,6 +176,8 @@ class Trainer:
         if "waited" in outcome:
             self.progress.say(outcome["waited"])
             return False
+        if self.progress.log is not None:
+            self.progress.log.open(self.folder.path)
         self.position, self.unended = Position(*outcome["position"]), outcome["unended"]
         self._adopt(dict(outcome["ends"]), dict(outcome["splits"]))
         self.known = {(event, step, stage) for event, step, stage in outcome["known"]}
@@ -267,7 +271,7 @@ class Trainer:
             self._measure(engine, index)  # what a stop has left undone at this very step
             if self._ends_here(engine, index):
                 return
-        for micro_batches in self.text.batches(self.run, steps, self.rank, self.ranks):
+        for micro_batches in engine.pace.waiting(self.text.batches(self.run, steps, self.rank, self.ranks)):
             self.coordinator.saver.poll(self.position.step)
             faults.point("step")
             with self.profiler.step(self.position.step):
@@ -295,6 +299,10 @@ class Trainer:
         self.position = Position(self.position.step + 1, self.position.seconds + elapsed)
         self.coordinator.ramp_to(self.position.step)  # what is measured from here on belongs to this step
         self._record(index, result, rate, elapsed, progress)
+        if slowest := stragglers.report(engine.pace):
+            self._note(self.folder.metrics, {"step": self.position.step, "stage": index, **slowest}, board="ranks")
+            if line := stragglers.sentence(slowest):
+                self.progress.say(f"step {self.position.step}: {line}")
 
     def _measure(self, engine: ZeroEngine, index: int) -> None:
         """What is due after this many steps, unless it stands in the files already. Raises Stopped."""

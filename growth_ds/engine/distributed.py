@@ -32,7 +32,8 @@ def thread_count(local_world_size: int, environ: Any = None, cores: int | None =
     """Torch threads for one of `local_world_size` ranks on this machine: an equal share, at least 1.
 
     OMP_NUM_THREADS is obeyed when a person chose it. torchrun sets it to 1 by itself for several ranks, which would
-    leave most cores idle: a 1 under torchrun is not taken for a choice.
+    leave most cores idle: a 1 under torchrun is not taken for a choice. Under Slurm a rank may have its CPUs counted
+    (SLURM_CPUS_PER_TASK) without being bound to them: it takes no more than those.
     """
     env = os.environ if environ is None else environ
     chosen = env.get("OMP_NUM_THREADS", "")
@@ -40,7 +41,9 @@ def thread_count(local_world_size: int, environ: Any = None, cores: int | None =
         return int(chosen)
     if cores is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, local_world_size))
+    own = env.get("SLURM_CPUS_PER_TASK", "")
+    share = max(1, cores // max(1, local_world_size))
+    return min(share, int(own)) if own.isdigit() and int(own) > 0 else share
 
 
 def quiet_deepspeed() -> None:

@@ -26,6 +26,7 @@ from growth_ds.engine import distributed, ds_config, loss_scale, scaling, scrub,
 from growth_ds.engine.distributed import RankError
 from growth_ds.engine.easing import Easing
 from growth_ds.engine.fragments import UpdateScale, for_engine, multipliers, segments
+from growth_ds.engine.pace import Pace
 from growth_ds.engine.scrub import live_engines
 from growth_ds.engine.state import TensorState
 from growth_ds.engine.zero_state import ZeroStore
@@ -90,6 +91,7 @@ class ZeroEngine:
         """Asked on each rank between the batches of `evaluate`."""
         self._precision = ds_config.resolve_precision(precision)
         self._accumulation = accumulation
+        self.pace = Pace(distributed.device().type == "cuda")
         self._clip = clip
         config = ds_config.build(zero, self._precision, micro_batch, accumulation, clip, extra or {})
         self._stage = int(config["zero_optimization"]["stage"])
@@ -220,7 +222,8 @@ class ZeroEngine:
         sums = {key: torch.zeros((), dtype=torch.float64, device=self.device) for key in totals}
         norm = 0.0
         for index, batch in enumerate(micro_batches):
-            output = self._ds(batch)
+            with self.pace.forward():
+                output = self._ds(batch)
             parts = [output[key].float() * (spread / count if count else 0.0) for key, count in totals.items()]
             self._ds.backward(torch.stack(parts).sum())
             for key, total in sums.items():

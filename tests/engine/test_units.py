@@ -139,6 +139,9 @@ def test_place_of_a_single_process():
         ({"OMP_NUM_THREADS": "3"}, 2, 3),
         ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x"}, 2, 4),
         ({"OMP_NUM_THREADS": "1"}, 2, 1),
+        ({"SLURM_CPUS_PER_TASK": "3"}, 2, 3),
+        ({"SLURM_CPUS_PER_TASK": "6"}, 2, 4),
+        ({"SLURM_CPUS_PER_TASK": "6", "OMP_NUM_THREADS": "2"}, 1, 2),
     ],
 )
 def test_threads(env, local, threads):

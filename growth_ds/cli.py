@@ -365,8 +365,24 @@ def logs(
 
 
 @app.command(epilog="Example: growth-ds doctor --json")
-def doctor(as_json: Json = False) -> None:
-    """Show versions and devices, and which implementation every fused op takes here and why."""
+def doctor(
+    hosts: Annotated[Path | None, typer.Option(help="A hostfile: check those hosts instead, by ssh.")] = None,
+    ssh: Annotated[str | None, typer.Option(help="For --hosts, instead of ssh: takes HOST and a line.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show versions and devices, and which implementation every fused op takes here and why.
+
+    With --hosts: does ssh reach each, are versions, folder and clock alike, how fast is the network? 1 if not.
+    """
+    if hosts is not None:
+        from growth_ds import host_check
+        from growth_ds.launching import SSH_ENV
+
+        words = ssh or os.environ.get(SSH_ENV) or "ssh"
+        found = host_check.check_hosts(hosts, words, Path.cwd(), os.environ.get("PYTHONPATH"))
+        report = json.dumps(host_check.records(found), indent=1) if as_json else "\n".join(host_check.lines(found))
+        typer.echo(report)
+        raise typer.Exit(0 if all(finding.well for finding in found) else 1)
     from growth_ds import doctor as examination
 
     record = examination.examine()

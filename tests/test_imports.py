@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "config_file": {"config"},
     "progress": BASE | {"engine"},
     "rank_logs": {"engine"},
+    "host_check": {"engine"},
     "growth": {"config"},  # algebra on tables: it takes the layout as an argument
     "ops": {"config"},
     "data": {"config"},

@@ -15,12 +15,17 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
+from growth_ds.config import Elastic
 from growth_ds.engine import hosts, places
+from growth_ds.engine.elastic import LOST_ENV, run_elastic
 from growth_ds.engine.fleet import Fleet, remote_command, ssh_words
 from growth_ds.engine.processes import OWNER_ENV
 from growth_ds.engine.remote import INTERFACES, Task
@@ -33,11 +38,11 @@ SSH_ENV = "GROWTH_DS_SSH"
 ENV_FILE = ".deepspeed_env"
 HANDED_ON = (
     *("GROWTH_DS_", "DS_", "DEEPSPEED_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "CUDA_", "UCX_", "FI_"),
-    *("OMP_", "MKL_", "KMP_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "MLFLOW", "PYTHON"),
+    *("OMP_", "MKL_", "KMP_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "MLFLOW", "WANDB", "PYTHON"),
     *("LD_LIBRARY_PATH", "LD_PRELOAD", "LANG", "LC_", "TZ"),
 )
 """Variables that begin so go to every host, as the user set them here."""
-KEPT_HERE = {"CUDA_VISIBLE_DEVICES", SSH_ENV, STATUS_ENV, OWNER_ENV, STOP_ENV, *places.VARIABLES}
+KEPT_HERE = {"CUDA_VISIBLE_DEVICES", LOST_ENV, SSH_ENV, STATUS_ENV, OWNER_ENV, STOP_ENV, *places.VARIABLES}
 _LEAVE_S = 5
 """Seconds that mpirun gives the other ranks when the first one has left with 75, all being saved; else it is one."""
 
@@ -148,19 +153,70 @@ def _over_ssh(launch: Launch, env: dict[str, str], hostfile: Path) -> Prepared:
     slots = hosts.read_hostfile(hostfile)
     if launch.ranks is not None and launch.ranks != sum(ranks for _, ranks in slots):
         raise UserError(f"--ranks: {launch.ranks}, but {hostfile} has {sum(n for _, n in slots)} slots; leave it out")
+    handed = handed_on(launch, env, Path.cwd())
+    ssh = ssh_words(launch.ssh or env.get(SSH_ENV) or "ssh")
+    commands, tasks = _fleet(launch, env, ssh, slots, handed)
+    notes = [
+        f"# {name}, told through its input, runs: {shlex.join(task.command(sys.executable))}"
+        for (name, _), task in zip(slots, tasks, strict=True)
+    ]
+
+    def start(left: list[tuple[str, int]], lost: list[str]) -> Fleet:
+        known = {LOST_ENV: ",".join(lost)} if lost else {}
+        return Fleet(*_fleet(launch, env, ssh, left, handed | known))
+
+    def answers(host: str) -> bool:
+        try:
+            return (
+                subprocess.run(
+                    [*ssh, host, "true"], stdin=subprocess.DEVNULL, capture_output=True, timeout=30
+                ).returncode
+                == 0
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+
+    def run() -> int:
+        elastic, fits = _elastic(launch.argv)
+        say = partial(print, file=sys.stderr, flush=True)
+        return run_elastic(slots, elastic, start, fits, answers, say)
+
+    return Prepared(commands, handed, notes, run)
+
+
+def _fleet(
+    launch: Launch, env: Mapping[str, str], ssh: list[str], slots: list[tuple[str, int]], handed: dict[str, str]
+) -> tuple[list[list[str]], list[Task]]:  # fmt: skip
+    """The commands that reach the hosts, and what each is to do."""
     names = [name for name, _ in slots]
     address = launch.master_addr or hosts.address_of_first(names)
     port = launch.master_port or (hosts.free_port() if hosts.is_loopback(address) else hosts.any_port())
-    folder, handed = Path.cwd(), handed_on(launch, env, Path.cwd())
     tasks = [Task(launch.argv, slots, number, address, port, handed) for number in range(len(slots))]
-    ssh = ssh_words(launch.ssh or env.get(SSH_ENV) or "ssh")
-    words = remote_command(folder, sys.executable, env.get("PYTHONPATH"))
-    commands = [[*ssh, name, words] for name in names]
-    notes = [
-        f"# {name}, told through its input, runs: {shlex.join(task.command(sys.executable))}"
-        for name, task in zip(names, tasks, strict=True)
-    ]
-    return Prepared(commands, handed, notes, Fleet(commands, tasks).run)
+    words = remote_command(Path.cwd(), sys.executable, env.get("PYTHONPATH"))
+    return [[*ssh, name, words] for name in names], tasks
+
+
+def _elastic(argv: list[str]) -> tuple[Elastic, Callable[[int], bool]]:
+    """What the run's configuration says, and whether so many ranks can share its batches.
+
+    A configuration that cannot be read here is the ranks' to complain of.
+    """
+    from growth_ds.config_file import load_run
+
+    sets = [after for word, after in pairwise(argv) if word == "--set"]
+    sets += [word.removeprefix("--set=") for word in argv if word.startswith("--set=")]
+    try:
+        run = load_run(Path(argv[1]), sets)
+    except UserError:
+        return Elastic(), lambda ranks: True
+
+    def fits(ranks: int) -> bool:
+        try:
+            return all(stage.batch.accumulation(ranks) > 0 for stage in run.stages)
+        except ValueError:
+            return False
+
+    return run.engine.elastic, fits
 
 
 def _slurm(launch: Launch, env: dict[str, str]) -> Prepared:

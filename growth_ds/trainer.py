@@ -44,7 +44,7 @@ from growth_ds.progress import Progress
 from growth_ds.report.tables import growth_line
 from growth_ds.run_folder import RunFolder
 from growth_ds.saving import agreed
-from growth_ds.surroundings import surroundings
+from growth_ds.surroundings import moved, surroundings
 
 FINISHED = 0
 STOPPED = 75
@@ -185,6 +185,8 @@ class Trainer:
             self._ledger("start", 0, **surroundings(self.run, self.text))
         elif self._next_stage() is not None:
             self.progress.say(f"going on from step {self.position.step} of {self.run.total_steps}")
+            if self.rank == 0 and (change := moved(self.folder.records(self.folder.ledger))):
+                self._ledger("ranks", self.run.stage_at(self.position.step)[0], **change)
         else:
             self.progress.say(f"{self.folder.path}: all {self.run.total_steps} steps are done")
         return True

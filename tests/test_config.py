@@ -233,12 +233,13 @@ SURFACE = {
     "Checkpoint": "every keep keep_every_tokens keep_before_growth background",
     "Corpus": "inputs tokenizer vocab_size valid",
     "Data": "store objective mask_prob whole_word nsp_negative chunk verify",
-    "Engine": "precision zero deepspeed activation_checkpointing compile timeout_s coordinator",
+    "Engine": "precision zero deepspeed activation_checkpointing compile timeout_s coordinator elastic",
     "Evaluation": "every tokens",
     "Grow": "recipe layers stored_layers hidden heads ffn positions segments vocab_size experts require_exact seed "
     "noise rank_noise block shared_units ramp moments layer_moments fresh_moments damping step rewind to_peak rewarm "
     "lr lr_decay learn",
     "Learn": "steps lr warmup decay weight_decay clip rank",
+    "Elastic": "on_loss max_restarts wait_s",
     "Log": "every tensorboard wandb mlflow profile",
     "Method": "budget optim start stages summary",
     "Model": "layers hidden heads ffn thin_ffn thin_every ffn_rank experts routing_seed light_every head_size "

@@ -67,7 +67,7 @@ ROOMS: dict[str, set[str]] = {
 }
 ROOMS["trainer"] = set(ROOMS) - {"interop"}
 ROOMS["launch"] = ROOMS["trainer"] | {"trainer"}
-ROOMS["launching"] = {"engine"}
+ROOMS["launching"] = {"config", "config_file", "engine"}
 ROOMS["offline"] = ROOMS["trainer"] | {"interop"}
 ROOMS["inside"] = {"config", "checkpoint", "data", "evaluate", "model", "offline", "report", "run_folder"}
 ROOMS["reporting"] = {"inside", "report", "run_folder"}

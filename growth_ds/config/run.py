@@ -40,6 +40,16 @@ class Data(Frozen):
     """Whether opening a store checks the SHA-256 of its files (about 1 s a GB)."""
 
 
+class Elastic(Frozen):
+    """What `growth-ds launch --hostfile` does when a host is lost. A run goes on with any ranks, whoever starts it."""
+
+    on_loss: Literal["stop", "shrink", "wait"] = "stop"
+    """`shrink`: go on with the hosts that are left; `wait`: with all, once the lost one answers; `stop`: neither."""
+    max_restarts: int = Field(default=3, ge=0)
+    wait_s: float = Field(default=600.0, ge=0.0)
+    """How long `wait` waits for a host, in seconds."""
+
+
 class Engine(Frozen):
     """How DeepSpeed runs it."""
 
@@ -58,6 +68,8 @@ class Engine(Frozen):
     coordinator: Literal["auto", "rank0", "sharded"] = "auto"
     """How state gets into a new engine: through rank 0, or each rank computes its own slice; the same bits. `auto`:
     sharded where nothing grows, and where rank 0 has not the memory."""
+
+    elastic: Elastic = Elastic()
 
     @field_validator("zero", mode="before")
     @classmethod

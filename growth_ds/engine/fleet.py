@@ -102,6 +102,16 @@ class Fleet:
                 signal.signal(number, handler)
         return self._verdict()
 
+    @property
+    def lost(self) -> list[str]:
+        """Hosts whose connection ended, or that did not end when they were told to."""
+        return [host.name for host in self.hosts if host.code in (None, LOST)]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal has asked for the end."""
+        return self.asked is not None
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.asked is None:
             self.asked = time.monotonic()

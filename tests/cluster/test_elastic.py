@@ -1,4 +1,4 @@
-"""A host is lost for good, or for a while, and the run goes on with other ranks: the same losses, and the ledger says it."""
+"""A host is lost for good, or for a while, and the run goes on with other ranks; the losses are the same."""
 
 from __future__ import annotations
 
@@ -130,10 +130,12 @@ def listening(port: int) -> bool:
 
 
 def test_slurm_goes_on_with_fewer_nodes(lab, long_config, undisturbed, tmp_path, ran):
+    wait_for(lab.idle, 60, "both nodes free: a job that can do with one would begin there")
     job = submit(lab, long_config, tmp_path, "--nodes=1-2")
     wait_for(lambda: steps(tmp_path / "run") >= 60, LIMIT_S, "step 60")
     lab.power_off("n2")
     facts = job.wait(300)
+    lab.boot("n2")
     assert facts["Restarts"] == "1"
     assert facts["NumNodes"] == "1"
     assert losses(tmp_path / "run") == pytest.approx(undisturbed[0], abs=1e-5)

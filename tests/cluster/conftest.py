@@ -12,7 +12,7 @@ import pytest
 
 from growth_ds.config import Run
 from growth_ds.config_file import dump_run
-from tests.cluster.lab import Lab, unable
+from tests.cluster.lab import Lab, alone, unable
 from tests.cluster.runs import digest, losses, ranks_at_start, submit
 from tests.distributed.corpus import SMALL, small_run
 from tests.ranks import forked
@@ -36,11 +36,18 @@ def two_stages(name: str, first: int, second: int) -> Run:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Two nodes and a head with Slurm; taken down whatever happens."""
+def machine() -> Iterator[None]:
+    """This machine can have a lab, and no other process has one; else skipped, or waited for."""
     if reason := unable():
         pytest.skip(reason)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # which pytest answers by taking everything down
+    with alone():
+        yield
+
+
+@pytest.fixture(scope="session")
+def lab(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Two nodes and a head with Slurm; taken down whatever happens."""
     with Lab(tmp_path_factory.mktemp("lab")) as made:
         yield made
 

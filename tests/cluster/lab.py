@@ -19,14 +19,14 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from tests.cluster.settings import ADDRESS, HEAD, HOSTS, NODES, PRIVATE, write_all
 
 MARK = "GROWTH_DS_LAB"
 """In the environment of everything that runs in a lab: its folder."""
+LOCK = Path("/run/lock/growth-ds-lab")
 NEEDED = ("ip", "sshd", "ssh-keygen", "munge", "munged", "slurmctld", "slurmd", "pdsh", "mpirun")
 SBIN = "/usr/sbin:/sbin"
 _BOOT = """
@@ -62,15 +62,25 @@ def _dies_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold the machine's one lock for labs; another process that holds it is waited for, however long it takes.
+
+    Names of namespaces, /etc/netns and munge's socket are the whole machine's.
+    """
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class Lab:
-    """Use as a context manager. One lab of a name at a time."""
+    """Use as a context manager, under `alone`; labs of different names may stand beside each other."""
 
     def __init__(self, folder: Path, name: str = "gds") -> None:
         self.folder, self.name = folder, name
         self.inits: dict[str, subprocess.Popen[bytes]] = {}
         self.started: list[subprocess.Popen[str]] = []
         self.munge_is_ours = False
-        self.lock: TextIO | None = None
         self.env = {
             **os.environ,
             MARK: str(folder),
@@ -97,7 +107,6 @@ class Lab:
 
     def up(self) -> None:
         """Networks, hosts and Slurm, until both nodes are idle."""
-        self._lock()
         self._remove_networks()
         write_all(self.folder, {host: self._etc(host) for host in HOSTS})
         self._make_networks()
@@ -126,7 +135,6 @@ class Lab:
     def down(self) -> None:
         """Whatever runs is killed, whatever was made is removed; safe to call at any point, and twice."""
         with contextlib.ExitStack() as steps:  # the last one first, each also when one before it fails
-            steps.callback(self._unlock)
             steps.callback(self._stop_munge)
             steps.callback(self._remove_networks)
             for host in list(self.inits):
@@ -138,23 +146,6 @@ class Lab:
         if self.munge_is_ours:
             subprocess.run(["munged", "--stop"], env=self.env, capture_output=True, timeout=20)
             self.munge_is_ours = False
-
-    def _lock(self) -> None:
-        """Namespaces and /etc/netns are the whole machine's: a second lab of a name waits for the first."""
-        self.lock = open(f"/run/lock/growth-ds-{self.name}", "w")  # noqa: SIM115
-
-        def free() -> bool:
-            with contextlib.suppress(OSError):
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            return False
-
-        wait_for(free, 60, f"no other lab called {self.name}")
-
-    def _unlock(self) -> None:
-        if self.lock is not None:
-            self.lock.close()
-            self.lock = None
 
     def _make_networks(self) -> None:
         for host in HOSTS:

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.lab import MARK, Lab, unable
+from tests.cluster.lab import MARK, Lab
 from tests.cluster.settings import HEAD, HOSTS, NODES, PRIVATE
 
 pytestmark = pytest.mark.cluster
@@ -28,10 +28,8 @@ def left_of(lab):
 
 
 @pytest.fixture
-def other(tmp_path):
+def other(machine, tmp_path):
     """A lab beside the one of the other tests, with names of its own."""
-    if reason := unable():
-        pytest.skip(reason)
     return Lab(tmp_path, "gdt")
 
 

@@ -122,14 +122,14 @@ class Lab:
         return asked.stdout.strip() == str(len(NODES))
 
     def tidy(self) -> None:
-        """Cancel all jobs, switch on what is off, and wait until both nodes are free."""
-        if self.idle():
-            return
-        self.on(HEAD, ["scancel", "--partition=low,high", "--user=root"], check=False)
+        """Put cables back, switch on what is off, cancel all jobs, and wait until both nodes are free."""
         for host in NODES:
             self.mend(host)
             if host not in self.inits:
                 self.boot(host)
+        if self.idle():
+            return
+        self.on(HEAD, ["scancel", "--partition=low,high", "--user=root"], check=False)
         wait_for(self.idle, 60, "both nodes idle")
 
     def down(self) -> None:
@@ -247,16 +247,19 @@ class Lab:
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def start(
-        self, host: str, command: list[str], cwd: Path | None = None, env: dict[str, str] | None = None
-    ) -> subprocess.Popen[str]:
-        """The same without waiting; over ssh, `env` and `cwd` go with the command."""
+        self, host: str, command: list[str], cwd: Path | None = None, env: dict[str, str] | None = None,
+        log: Path | None = None,
+    ) -> subprocess.Popen[str]:  # fmt: skip
+        """The same without waiting; over ssh, `env` and `cwd` go with the command. `log` takes all output."""
         if host != HEAD:
             place = ["env", "-C", str(cwd or self.folder), *(f"{key}={value}" for key, value in (env or {}).items())]
             command = [*place, *command]
-        process = subprocess.Popen(
-            self._command(host, command), env={**self.env, **(env or {})}, cwd=cwd or self.folder, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+        with (log or Path(os.devnull)).open("a") as file:
+            output = subprocess.PIPE if log is None else file
+            process = subprocess.Popen(
+                self._command(host, command), env={**self.env, **(env or {})}, cwd=cwd or self.folder, text=True,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
         self.started.append(process)
         return process
 

@@ -20,6 +20,9 @@ from tests.ranks import forked
 RAN: list[tuple[str, str, float]] = []
 """(launcher, hosts x ranks, seconds) of the runs that were looked at and found right."""
 
+SUFFERED: list[tuple[str, str, float, list[int | None], str]] = []
+"""(launcher, fault, seconds, exit codes, sentence) of every fault, also where it was not as it should be."""
+
 
 def two_stages(name: str, first: int, second: int) -> Run:
     """A small BERT that grows in depth, FFN and length; its batches can be cut into four, for two ranks a host."""
@@ -77,6 +80,15 @@ def long_config(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
+    """Longer than any test, and with the timeout of half an hour that a run has by itself."""
+    run = two_stages("endless", 10, 20_000)
+    path = tmp_path_factory.mktemp("configs") / "endless.yaml"
+    path.write_text(dump_run(run.model_copy(update={"engine": run.engine.model_copy(update={"timeout_s": 1800.0})})))
+    return path
+
+
+@pytest.fixture(scope="session")
 def on_one_host(tmp_path_factory: pytest.TempPathFactory, config: Path) -> list[float]:
     """Losses of the forty steps on one rank, without launcher or lab."""
     folder = tmp_path_factory.mktemp("one-host")
@@ -103,9 +115,20 @@ def ran() -> Callable[[str, str], None]:
     return lambda launcher, shape: RAN.append((launcher, shape, time.monotonic() - started))
 
 
+@pytest.fixture
+def suffered() -> Callable[[str, str, float, list[int | None], str], None]:
+    """To be called when all is over, before it is looked at: a row of the table of faults."""
+    return lambda *row: SUFFERED.append(row)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Launchers and hosts, from the runs that ended as they should."""
+    """Launchers and hosts, from the runs that ended as they should; and what faults led to."""
     if RAN:
         terminalreporter.section("launchers x hosts really run")
         for launcher, shape, seconds in RAN:
             terminalreporter.write_line(f"{launcher:<44} {shape:<20} {seconds:6.1f} s")
+    if SUFFERED:
+        terminalreporter.section("faults: seconds until nothing was left, exit codes, what was said")
+        for launcher, fault, seconds, codes, said in SUFFERED:
+            ends = ", ".join("-" if code is None else str(code) for code in codes)
+            terminalreporter.write_line(f"{launcher:<28} {fault:<17} {seconds:5.1f} s  {ends:<7}  {said}")

@@ -36,6 +36,17 @@ mkdir -p /run/sshd {private} && mount -t tmpfs tmpfs {private}
 mknod {private}/gpu0 c 1 3; mknod {private}/gpu1 c 1 3
 {services}
 """
+_PROBE = """
+trap 'ip netns delete gds-probe' EXIT
+ip netns add gds-probe
+ip netns exec gds-probe unshare --uts --pid --mount --fork --mount-proc bash -ec '
+    hostname probe
+    mount -t tmpfs tmpfs /dev/shm
+    mknod /dev/shm/gpu0 c 1 3
+    ip link add eth0 type bridge
+    ip link add eth1 type veth peer name eth2'
+"""
+"""What a lab is made of, each once: a container may be root and still be refused any of it."""
 
 
 def unable() -> str:
@@ -46,8 +57,8 @@ def unable() -> str:
     missing = [name for name in NEEDED if shutil.which(name, path=path) is None]
     if missing:
         return f"not installed: {', '.join(missing)} (tests/cluster/packages.sh installs them on Debian)"
-    probe = subprocess.run(["unshare", "--net", "--uts", "--pid", "--mount", "--fork", "true"], capture_output=True)
-    return "" if probe.returncode == 0 else f"no namespaces here: {probe.stderr.decode().strip()}"
+    probe = subprocess.run(["bash", "-ec", _PROBE], capture_output=True, text=True, env={**os.environ, "PATH": path})
+    return "" if probe.returncode == 0 else f"no hosts can be made here: {probe.stderr.strip()}"
 
 
 def wait_for(condition: Callable[[], object], limit_s: float, what: str, every_s: float = 0.2) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.cluster.lab import Lab
+from tests.cluster.lab import Lab, wait_for
 from tests.cluster.runs import ENVIRONMENT, PLACE, train
 from tests.cluster.settings import HEAD, NETWORK, NODES
 
@@ -17,18 +17,20 @@ _ports = itertools.count(31000)
 _DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner"]
 _KEEP_ALIVE = "-o ConnectTimeout=15 -o ServerAliveInterval=5 -o ServerAliveCountMax=2"
 """Without it pdsh never notices that a host is gone."""
-HOLD = ["sh", "-c", 'touch "$0"; while [ -e "$0" ]; do sleep 0.1; done; exec "$@"']
-"""In front of a command, with a file: it is made, and the command begins when it is gone."""
+_SCRIPT = ["sh", "-c", 'while [ -e "$0" ]; do touch "$0.seen"; sleep 0.1; done; "$@"; exit $?']
+"""In front of a command, with a file: as in a batch script, but it begins when the file is gone."""
 
 
 class Launcher:
     """Starts `growth-ds train CONFIG` in `folder`/run with so many ranks on each node; output goes to `folder`/log."""
 
-    def __init__(self, lab: Lab, config: Path, folder: Path, per_node: int = 1, hold: Path | None = None) -> None:
-        """`hold`: the launcher has its place (a job of Slurm) and waits for this file to vanish."""
-        self.lab, self.folder, self.per_node = lab, folder, per_node
+    def __init__(self, lab: Lab, config: Path, folder: Path, per_node: int = 1, lost: str | None = None) -> None:
+        """`lost`: a host whose cable is pulled before the launcher begins; a job of Slurm has its place by then."""
+        self.lab, self.folder, self.per_node, self.lost = lab, folder, per_node, lost
         self.train = train(config, folder / "run")
-        self.log, self.hold = folder / "log", [] if hold is None else [*HOLD, str(hold)]
+        if lost is not None:  # ranks that were started wait so long for those that were not; half an hour by itself
+            self.train += ["--set", "engine.timeout_s=20"]
+        self.log, self.hold = folder / "log", folder / "hold"
 
     def hostfile(self) -> str:
         path = self.folder / "hosts"
@@ -39,16 +41,21 @@ class Launcher:
 
     def on_head(self, command: list[str], **env: str) -> Started:
         environment = {**ENVIRONMENT, **env}
+        if self.lost is not None and not self.hold.exists():
+            self.lab.cut(self.lost)
         return [self.lab.start(HEAD, command, cwd=self.folder, env=environment, log=self.log)]
 
     def on_both(self, *commands: list[str]) -> Started:
+        if self.lost is not None:
+            self.lab.cut(self.lost)
         return [
-            self.lab.start(host, [*self.hold, *command], cwd=self.folder, env=ENVIRONMENT, log=self.log)
+            self.lab.start(host, command, cwd=self.folder, env=ENVIRONMENT, log=self.log)
             for host, command in zip(NODES, commands, strict=True)
+            if host != self.lost
         ]
 
     def launch(self, *options: str) -> list[str]:
-        return [*self.hold, *self.train[:3], "launch", *options, "--", *self.train[3:]]
+        return [*self.train[:3], "launch", *options, "--", *self.train[3:]]
 
 
 def launch_hosts(run: Launcher) -> Started:
@@ -57,7 +64,14 @@ def launch_hosts(run: Launcher) -> Started:
 
 def launch_slurm(run: Launcher) -> Started:
     salloc = ["salloc", "--quiet", "-N2", f"--ntasks-per-node={run.per_node}"]
-    return run.on_head([*salloc, *run.launch("--slurm")])
+    if run.lost is not None:
+        run.hold.touch()
+    started = run.on_head([*salloc, *_SCRIPT, str(run.hold), *run.launch("--slurm")])
+    if run.lost is not None:
+        wait_for(run.hold.with_name("hold.seen").exists, 30, "a place for the job")
+        run.lab.cut(run.lost)
+        run.hold.unlink()
+    return started
 
 
 def launch_mpi(run: Launcher) -> Started:
@@ -93,8 +107,8 @@ def without_ssh(run: Launcher) -> Started:
 
 def torchrun(run: Launcher) -> Started:
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--nproc-per-node={run.per_node}"]
-    # How long a host waits for the others; ten minutes by itself.
-    command += ["--rdzv-conf=join_timeout=30"]
+    # How long a host waits for the others (by itself ten minutes), and for the one that keeps their list.
+    command += ["--rdzv-conf=join_timeout=30,read_timeout=10"]
     command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=n1:{next(_ports)}", "--rdzv-id=lab", "-m", *run.train[2:]]
     return run.on_both(command, command)
 

@@ -52,6 +52,7 @@ def test_a_host_is_powered_off_and_booted(other):
         assert other.on("n2", ["hostname"]).stdout.strip() == "n2"
 
 
+@pytest.mark.core
 def test_nothing_is_left(other):
     with other:
         other.start(HEAD, ["sleep", "1000"])

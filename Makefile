@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OPS := $(wildcard csrc/*.py csrc/*/*)
 
-.PHONY: demo ops test test-slow test-state test-faults test-large test-gpu test-cluster lint-docker bench suite-s bench-gpu check format clean
+.PHONY: demo ops test test-slow test-state test-faults test-large test-gpu test-cluster test-cluster-core lint-docker bench suite-s bench-gpu check format clean
 
 demo: $(READY)
 	$(BIN)/growth-ds demo
@@ -41,6 +41,11 @@ test-gpu: $(READY)
 test-cluster: $(READY)
 	bash tests/cluster/packages.sh
 	$(BIN)/python -m pytest -m cluster -rs tests/cluster
+
+# The part of it that continuous integration has time for: each way to start ranks, and two faults.
+test-cluster-core: $(READY)
+	bash tests/cluster/packages.sh
+	$(BIN)/python -m pytest -m core -rs tests/cluster
 
 # hadolint and shellcheck, each where it is installed.
 lint-docker:

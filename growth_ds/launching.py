@@ -26,7 +26,7 @@ from pathlib import Path
 from growth_ds.config import Elastic
 from growth_ds.engine import hosts, places
 from growth_ds.engine.elastic import LOST_ENV, run_elastic
-from growth_ds.engine.fleet import Fleet, remote_command, ssh_words
+from growth_ds.engine.fleet import CONNECT, Fleet, remote_command, ssh_words
 from growth_ds.engine.processes import OWNER_ENV
 from growth_ds.engine.remote import INTERFACES, Task
 from growth_ds.engine.reports import STATUS_ENV
@@ -43,6 +43,10 @@ HANDED_ON = (
 )
 """Variables that begin so go to every host, as the user set them here."""
 KEPT_HERE = {"CUDA_VISIBLE_DEVICES", LOST_ENV, SSH_ENV, STATUS_ENV, OWNER_ENV, STOP_ENV, *places.VARIABLES}
+_KEEP_ALIVE = {"time": 10, "intvl": 5, "probes": 3}
+"""By which mpirun and its daemons notice after 25 s that they are cut off, and end. What is sent over a dead connection
+puts that off for a quarter of an hour, so they are to be earlier than the ranks (watch.py), whose last words are sent.
+Open MPI's own value is 300 s and more."""
 _LEAVE_S = 5
 """Seconds that mpirun gives the other ranks when the first one has left with 75, all being saved; else it is one."""
 
@@ -258,8 +262,11 @@ def _mpi(launch: Launch, env: dict[str, str]) -> Prepared:
     # It would bind each rank to one core.
     words += ["--bind-to", "none", "--mca", "odls_base_sigkill_timeout", str(_LEAVE_S)]
     if slots:
-        ssh = ssh_words(launch.ssh or env.get(SSH_ENV) or "ssh")
+        # Its daemons notice a dead host by themselves, and name it; an ssh that ended first would hide which.
+        ssh = ssh_words(launch.ssh or env.get(SSH_ENV) or "ssh", CONNECT)
         words += ["--mca", "plm_rsh_agent", " ".join(ssh)]
+        for key, seconds in _KEEP_ALIVE.items():
+            words += ["--mca", f"oob_tcp_keepalive_{key}", str(seconds)]
     network = launch.interface or _network([name for name, _ in slots or []])
     if network is not None:
         words += ["--mca", "btl_tcp_if_include", network, "--mca", "oob_tcp_if_include", network]

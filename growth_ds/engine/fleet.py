@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -30,7 +30,8 @@ from growth_ds.engine.remote import ALL_DONE, BEAT_S, Task
 from growth_ds.engine.reports import DONE, STOPPED, USER_ERROR
 from growth_ds.errors import UserError
 
-KEEP_ALIVE = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=5", "ServerAliveCountMax=2")
+CONNECT = ("BatchMode=yes", "ConnectTimeout=15")
+KEEP_ALIVE = (*CONNECT, "ServerAliveInterval=5", "ServerAliveCountMax=2")
 LOST = 255
 """ssh's exit code when there was no connection, or no longer."""
 NO_AGENT = 96
@@ -40,7 +41,7 @@ FOLLOW_S = 30.0
 _KILL_S = 10.0
 
 
-def ssh_words(ssh: str) -> list[str]:
+def ssh_words(ssh: str, options: Sequence[str] = KEEP_ALIVE) -> list[str]:
     """The command in front of HOST COMMAND. What is ssh by name notices a dead host and never asks for a password."""
     try:
         words = shlex.split(ssh)
@@ -49,7 +50,7 @@ def ssh_words(ssh: str) -> list[str]:
     if not words:
         raise UserError("--ssh: the command is empty; use ssh, or ssh with options")
     if Path(words[0]).name == "ssh":
-        for option in KEEP_ALIVE:  # ssh takes the first value of an option: a person's own come before
+        for option in options:  # ssh takes the first value of an option: a person's own come before
             words += ["-o", option]
     return words
 

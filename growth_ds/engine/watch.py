@@ -5,7 +5,8 @@ waits for the addresses of all its members until its timeout, half an hour by to
 power closes nothing. Launchers end the ranks that are left on their own machine; `srun` does not without `-K`.
 
 So every rank holds one idle TCP connection to rank 0. The system closes it when the process dies, keepalive when the
-host is gone, and then each of the others has `GRACE_S` to fail by itself, with its own words, before it is ended:
+host is gone. Who sees it says which rank on which host is gone (the words of a collective that fails name neither), and
+then each of the others has `GRACE_S` to fail by itself, with its own words, before it is ended:
 
     rank k  ---- connection ---->  rank 0     "bye" before an end that all ranks know of
                                               closed without it: rank k is lost; rank 0 tells everybody else
@@ -31,6 +32,8 @@ GRACE_S = 5.0
 """Seconds in which a rank that lost another may fail by itself: most do, in a collective, and say where."""
 CONNECT_S = 30.0
 """Seconds for all ranks to connect."""
+_SEE_S = 0.5
+"""Seconds in which a rank that fails may still see that another one was first."""
 _BYE, _LOST = b".", b"!"
 _TOKEN = 16
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
@@ -46,6 +49,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._peers: dict[int, socket.socket] = {}
+        self._hosts: list[str] = []  # of every rank
         self._over = threading.Event()
         self._wake: tuple[socket.socket, socket.socket] | None = None
         self._thread: threading.Thread | None = None
@@ -59,6 +63,7 @@ class Watch:
                 print(f"a dead rank is noticed by collectives alone: {problem or 'a rank cannot connect'}", flush=True)
             self._close()
             return self
+        self._hosts = distributed.broadcast_object(distributed.gather_objects(socket.gethostname()))
         self._wake = socket.socketpair()
         self._thread = threading.Thread(target=self._listen, name="watch", daemon=True)
         self._thread.start()
@@ -70,6 +75,8 @@ class Watch:
         self._over.set()
         if error is None or isinstance(error, GrowthFailed) or getattr(error, "on_all_ranks", False):
             self._tell(_BYE)
+        else:
+            self._thread.join(_SEE_S)
         self._wake[1].send(_BYE)
         self._thread.join()
         self._close()
@@ -129,12 +136,12 @@ class Watch:
                         return
                     word = _hear(key.fileobj)
                     if word not in (_BYE, b""):
-                        self._lost(int.from_bytes(word[1:], "big"))
+                        self._lost(int.from_bytes(word[1:], "big"), is_news=False)
                         return
                     selector.unregister(key.fileobj)
                     if word == b"":
                         self._tell(_LOST + int(key.data).to_bytes(4, "big"))
-                        self._lost(int(key.data))
+                        self._lost(int(key.data), is_news=True)
                         return
 
     def _tell(self, word: bytes) -> None:
@@ -142,16 +149,21 @@ class Watch:
             with contextlib.suppress(OSError):  # it may be the dead one
                 peer.sendall(word)
 
-    def _lost(self, rank: int) -> None:
-        """End this process, unless it comes to an end by itself."""
+    def _lost(self, rank: int, is_news: bool) -> None:
+        """End this process, unless it comes to an end by itself. What is news is said at once, and in either case."""
+        if is_news:
+            self._say_gone(rank)
         if self._over.wait(GRACE_S):
             return
-        line = (
-            f"[rank {distributed.rank()}] rank {rank} is gone; the run goes on from its newest checkpoint when started"
-        )
+        if not is_news:
+            self._say_gone(rank)
+        exit_now(1)
+
+    def _say_gone(self, rank: int) -> None:
+        gone = f"rank {rank} on {self._hosts[rank]} is gone"
+        line = f"[rank {distributed.rank()}] {gone}; the run goes on from its newest checkpoint when started"
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
             print(line, file=sys.stderr, flush=True)
-        exit_now(1)
 
     def _close(self) -> None:
         for end in (*self._peers.values(), *(self._wake or ())):

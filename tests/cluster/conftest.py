@@ -12,13 +12,16 @@ import pytest
 
 from growth_ds.config import Run
 from growth_ds.config_file import dump_run
-from tests.cluster.lab import Lab, unable
+from tests.cluster.lab import Lab, alone, unable
 from tests.cluster.runs import digest, losses, ranks_at_start, submit
 from tests.distributed.corpus import SMALL, small_run
 from tests.ranks import forked
 
 RAN: list[tuple[str, str, float]] = []
 """(launcher, hosts x ranks, seconds) of the runs that were looked at and found right."""
+
+SUFFERED: list[tuple[str, str, float, list[int | None], str]] = []
+"""(launcher, fault, seconds, exit codes, sentence) of every fault, also where it was not as it should be."""
 
 
 def two_stages(name: str, first: int, second: int) -> Run:
@@ -36,11 +39,18 @@ def two_stages(name: str, first: int, second: int) -> Run:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Two nodes and a head with Slurm; taken down whatever happens."""
+def machine() -> Iterator[None]:
+    """This machine can have a lab, and no other process has one; else skipped, or waited for."""
     if reason := unable():
         pytest.skip(reason)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # which pytest answers by taking everything down
+    with alone():
+        yield
+
+
+@pytest.fixture(scope="session")
+def lab(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Two nodes and a head with Slurm; taken down whatever happens."""
     with Lab(tmp_path_factory.mktemp("lab")) as made:
         yield made
 
@@ -66,6 +76,15 @@ def long_config(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
     """The same with a second stage that is long enough to be cut off."""
     path = tmp_path_factory.mktemp("configs") / "long.yaml"
     path.write_text(dump_run(two_stages("long", 10, 300)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
+    """Longer than any test, and with the timeout of half an hour that a run has by itself."""
+    run = two_stages("endless", 10, 20_000)
+    path = tmp_path_factory.mktemp("configs") / "endless.yaml"
+    path.write_text(dump_run(run.model_copy(update={"engine": run.engine.model_copy(update={"timeout_s": 1800.0})})))
     return path
 
 
@@ -96,9 +115,20 @@ def ran() -> Callable[[str, str], None]:
     return lambda launcher, shape: RAN.append((launcher, shape, time.monotonic() - started))
 
 
+@pytest.fixture
+def suffered() -> Callable[[str, str, float, list[int | None], str], None]:
+    """To be called when all is over, before it is looked at: a row of the table of faults."""
+    return lambda *row: SUFFERED.append(row)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Launchers and hosts, from the runs that ended as they should."""
+    """Launchers and hosts, from the runs that ended as they should; and what faults led to."""
     if RAN:
         terminalreporter.section("launchers x hosts really run")
         for launcher, shape, seconds in RAN:
             terminalreporter.write_line(f"{launcher:<44} {shape:<20} {seconds:6.1f} s")
+    if SUFFERED:
+        terminalreporter.section("faults: seconds until nothing was left, exit codes, what was said")
+        for launcher, fault, seconds, codes, said in SUFFERED:
+            ends = ", ".join("-" if code is None else str(code) for code in codes)
+            terminalreporter.write_line(f"{launcher:<28} {fault:<17} {seconds:5.1f} s  {ends:<7}  {said}")

@@ -19,14 +19,14 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from tests.cluster.settings import ADDRESS, HEAD, HOSTS, NODES, PRIVATE, write_all
 
 MARK = "GROWTH_DS_LAB"
 """In the environment of everything that runs in a lab: its folder."""
+LOCK = Path("/run/lock/growth-ds-lab")
 NEEDED = ("ip", "sshd", "ssh-keygen", "munge", "munged", "slurmctld", "slurmd", "pdsh", "mpirun")
 SBIN = "/usr/sbin:/sbin"
 _BOOT = """
@@ -36,6 +36,17 @@ mkdir -p /run/sshd {private} && mount -t tmpfs tmpfs {private}
 mknod {private}/gpu0 c 1 3; mknod {private}/gpu1 c 1 3
 {services}
 """
+_PROBE = """
+trap 'ip netns delete gds-probe' EXIT
+ip netns add gds-probe
+ip netns exec gds-probe unshare --uts --pid --mount --fork --mount-proc bash -ec '
+    hostname probe
+    mount -t tmpfs tmpfs /dev/shm
+    mknod /dev/shm/gpu0 c 1 3
+    ip link add eth0 type bridge
+    ip link add eth1 type veth peer name eth2'
+"""
+"""What a lab is made of, each once: a container may be root and still be refused any of it."""
 
 
 def unable() -> str:
@@ -46,8 +57,8 @@ def unable() -> str:
     missing = [name for name in NEEDED if shutil.which(name, path=path) is None]
     if missing:
         return f"not installed: {', '.join(missing)} (tests/cluster/packages.sh installs them on Debian)"
-    probe = subprocess.run(["unshare", "--net", "--uts", "--pid", "--mount", "--fork", "true"], capture_output=True)
-    return "" if probe.returncode == 0 else f"no namespaces here: {probe.stderr.decode().strip()}"
+    probe = subprocess.run(["bash", "-ec", _PROBE], capture_output=True, text=True, env={**os.environ, "PATH": path})
+    return "" if probe.returncode == 0 else f"no hosts can be made here: {probe.stderr.strip()}"
 
 
 def wait_for(condition: Callable[[], object], limit_s: float, what: str, every_s: float = 0.2) -> None:
@@ -62,15 +73,25 @@ def _dies_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold the machine's one lock for labs; another process that holds it is waited for, however long it takes.
+
+    Names of namespaces, /etc/netns and munge's socket are the whole machine's.
+    """
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class Lab:
-    """Use as a context manager. One lab of a name at a time."""
+    """Use as a context manager, under `alone`; labs of different names may stand beside each other."""
 
     def __init__(self, folder: Path, name: str = "gds") -> None:
         self.folder, self.name = folder, name
         self.inits: dict[str, subprocess.Popen[bytes]] = {}
         self.started: list[subprocess.Popen[str]] = []
         self.munge_is_ours = False
-        self.lock: TextIO | None = None
         self.env = {
             **os.environ,
             MARK: str(folder),
@@ -97,7 +118,6 @@ class Lab:
 
     def up(self) -> None:
         """Networks, hosts and Slurm, until both nodes are idle."""
-        self._lock()
         self._remove_networks()
         write_all(self.folder, {host: self._etc(host) for host in HOSTS})
         self._make_networks()
@@ -113,20 +133,19 @@ class Lab:
         return asked.stdout.strip() == str(len(NODES))
 
     def tidy(self) -> None:
-        """Cancel all jobs, switch on what is off, and wait until both nodes are free."""
-        if self.idle():
-            return
-        self.on(HEAD, ["scancel", "--partition=low,high", "--user=root"], check=False)
+        """Put cables back, switch on what is off, cancel all jobs, and wait until both nodes are free."""
         for host in NODES:
             self.mend(host)
             if host not in self.inits:
                 self.boot(host)
+        if self.idle():
+            return
+        self.on(HEAD, ["scancel", "--partition=low,high", "--user=root"], check=False)
         wait_for(self.idle, 60, "both nodes idle")
 
     def down(self) -> None:
         """Whatever runs is killed, whatever was made is removed; safe to call at any point, and twice."""
         with contextlib.ExitStack() as steps:  # the last one first, each also when one before it fails
-            steps.callback(self._unlock)
             steps.callback(self._stop_munge)
             steps.callback(self._remove_networks)
             for host in list(self.inits):
@@ -138,23 +157,6 @@ class Lab:
         if self.munge_is_ours:
             subprocess.run(["munged", "--stop"], env=self.env, capture_output=True, timeout=20)
             self.munge_is_ours = False
-
-    def _lock(self) -> None:
-        """Namespaces and /etc/netns are the whole machine's: a second lab of a name waits for the first."""
-        self.lock = open(f"/run/lock/growth-ds-{self.name}", "w")  # noqa: SIM115
-
-        def free() -> bool:
-            with contextlib.suppress(OSError):
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            return False
-
-        wait_for(free, 60, f"no other lab called {self.name}")
-
-    def _unlock(self) -> None:
-        if self.lock is not None:
-            self.lock.close()
-            self.lock = None
 
     def _make_networks(self) -> None:
         for host in HOSTS:
@@ -256,16 +258,19 @@ class Lab:
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def start(
-        self, host: str, command: list[str], cwd: Path | None = None, env: dict[str, str] | None = None
-    ) -> subprocess.Popen[str]:
-        """The same without waiting; over ssh, `env` and `cwd` go with the command."""
+        self, host: str, command: list[str], cwd: Path | None = None, env: dict[str, str] | None = None,
+        log: Path | None = None,
+    ) -> subprocess.Popen[str]:  # fmt: skip
+        """The same without waiting; over ssh, `env` and `cwd` go with the command. `log` takes all output."""
         if host != HEAD:
             place = ["env", "-C", str(cwd or self.folder), *(f"{key}={value}" for key, value in (env or {}).items())]
             command = [*place, *command]
-        process = subprocess.Popen(
-            self._command(host, command), env={**self.env, **(env or {})}, cwd=cwd or self.folder, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+        with (log or Path(os.devnull)).open("a") as file:
+            output = subprocess.PIPE if log is None else file
+            process = subprocess.Popen(
+                self._command(host, command), env={**self.env, **(env or {})}, cwd=cwd or self.folder, text=True,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
         self.started.append(process)
         return process
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.lab import MARK, Lab, unable
+from tests.cluster.lab import MARK, Lab
 from tests.cluster.settings import HEAD, HOSTS, NODES, PRIVATE
 
 pytestmark = pytest.mark.cluster
@@ -28,10 +28,8 @@ def left_of(lab):
 
 
 @pytest.fixture
-def other(tmp_path):
+def other(machine, tmp_path):
     """A lab beside the one of the other tests, with names of its own."""
-    if reason := unable():
-        pytest.skip(reason)
     return Lab(tmp_path, "gdt")
 
 
@@ -54,6 +52,7 @@ def test_a_host_is_powered_off_and_booted(other):
         assert other.on("n2", ["hostname"]).stdout.strip() == "n2"
 
 
+@pytest.mark.core
 def test_nothing_is_left(other):
     with other:
         other.start(HEAD, ["sleep", "1000"])

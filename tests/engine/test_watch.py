@@ -43,12 +43,22 @@ def run_ranks(how: str, dies: int = RANKS - 1) -> list[tuple[int, str]]:
     return found
 
 
+def gone(rank: int) -> str:
+    return f"rank {rank} on {socket.gethostname()} is gone"
+
+
 @pytest.mark.parametrize("dies", [0, RANKS - 1])
 def test_a_killed_rank_ends_those_that_wait_for_it_outside_a_collective(dies):
     for rank, (code, text) in enumerate(run_ranks("killed", dies)):
         assert code == (-9 if rank == dies else 1), text
         # the store of addresses dies with rank 0, and those that wait for it find out by themselves
-        assert rank == dies or f"rank {dies} is gone" in text or (dies == 0 and "DistNetworkError" in text), text
+        assert rank == dies or gone(dies) in text or (dies == 0 and "DistNetworkError" in text), text
+
+
+def test_the_host_is_named_also_where_a_collective_fails_first():
+    (first, text), *_, (last, _) = run_ranks("reduces")
+    assert (first, last) == (1, -9), text
+    assert gone(RANKS - 1) in text
 
 
 def test_a_rank_that_fails_by_itself_ends_the_others():

@@ -42,7 +42,7 @@ from growth_ds.progress import Progress
 from growth_ds.report.tables import growth_line
 from growth_ds.run_folder import RunFolder
 from growth_ds.saving import agreed
-from growth_ds.surroundings import surroundings
+from growth_ds.surroundings import new_image, surroundings
 
 FINISHED = 0
 STOPPED = 75
@@ -176,7 +176,9 @@ class Trainer:
         self.known = {(event, step, stage) for event, step, stage in outcome["known"]}
         if self.position.step == 0:
             self._ledger("start", 0, **surroundings(self.run, self.text))
-        elif self._next_stage() is not None:
+        elif (index := self._next_stage()) is not None:
+            if "image" in outcome:
+                self._ledger("image", index, image=outcome["image"])
             self.progress.say(f"going on from step {self.position.step} of {self.run.total_steps}")
         else:
             self.progress.say(f"{self.folder.path}: all {self.run.total_steps} steps are done")
@@ -207,6 +209,8 @@ class Trainer:
         outcome["splits"] = facts.get("splits", [])
         self.judge.read(self.folder.records(self.folder.metrics))
         outcome["known"] = self._on_record()
+        if (image := new_image(self.folder.records(self.folder.ledger))) is not None:
+            outcome["image"] = image
 
     def _adopt(self, ends: dict[int, int], splits: dict[int, int]) -> None:
         """Go on with stages as policies have made them: stage index -> steps, and -> depth at which a run is split."""

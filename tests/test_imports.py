@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "faults": set(),
     "lock": set(),
     "part": set(),
+    "image": set(),
     "board": set(),
     "config": set(),
     "config_file": {"config"},
@@ -53,10 +54,10 @@ ROOMS: dict[str, set[str]] = {
     | {"data", "importance", "checkpoint", "during", "learning", "paths", "reshard", "run_folder", "saving", "start"},
     "opening": PARTS | {"data", "planning", "run_folder", "start"},
     "evaluate": PARTS | {"data"},
-    "surroundings": BASE | {"data", "engine", "evaluate", "start"},
+    "surroundings": BASE | {"data", "engine", "evaluate", "image", "start"},
     "interop": PARTS | {"checkpoint", "data"},
     "report": BASE | {"model", "checkpoint", "run_folder"},
-    "doctor": {"ops"},
+    "doctor": {"image", "ops"},
     "testing": BASE | {"growth", "model"},  # for recipes of users: it may not need an engine
 }
 ROOMS["trainer"] = set(ROOMS) - {"interop"}

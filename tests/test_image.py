@@ -9,6 +9,7 @@ import pytest
 
 from growth_ds import __version__, doctor, image, surroundings
 from growth_ds.image import contents
+from tests.cluster.images import local_folders, pip_settings
 
 DIGITS = "0123456789abcdef" * 4
 DOCKER = Path(__file__).resolve().parent.parent / "docker"
@@ -128,3 +129,21 @@ def test_the_images_have_this_version_and_a_seal(name):
     text = (DOCKER / name).read_text()
     assert re.findall(r"^ARG VERSION=(.+)$", text, re.MULTILINE) == [__version__]
     assert f">{image.SEAL}" in text
+
+
+LISTED = """:env:.cert='/etc/ssl/ca.crt'
+:env:.default-timeout='180'
+global.cert='/etc/ssl/other.crt'
+global.extra-index-url='file:///srv/index/simple https://pip.example/simple'
+global.find-links='\\n/srv/wheels'
+"""
+
+
+def test_pips_settings_go_into_a_build():
+    settings = pip_settings(LISTED)
+    assert settings == {
+        "cert": "/etc/ssl/ca.crt",
+        "extra-index-url": "file:///srv/index/simple https://pip.example/simple",
+        "find-links": "/srv/wheels",
+    }
+    assert local_folders(settings) == ["/etc/ssl/ca.crt", "/srv/index", "/srv/wheels"]

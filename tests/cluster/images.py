@@ -112,10 +112,10 @@ class Engine:
             self.buildah("tag", names[0], name)
         tree.unlink()
 
-    def build(self, dockerfile: str, tag: str, *options: str, limit_s: float = 1800) -> str:
-        """Build a file of docker/ as it is, with pip's settings of this machine in the build alone; the image's id."""
+    def build(self, dockerfile: Path, tag: str, *options: str, limit_s: float = 1800) -> str:
+        """Build a Dockerfile as it is, with pip's settings of this machine in the build alone; the image's id."""
         command = ["bud", "--pull-never", "--isolation=chroot", "--format=docker", "--tag", tag]
-        command += ["--file", str(ROOT / "docker" / dockerfile), *self._as_here(), *options, str(ROOT)]
+        command += ["--file", str(dockerfile), *self._as_here(), *options, str(ROOT)]
         self.buildah(*command, limit_s=limit_s)
         return self.podman("image", "inspect", "--format", "{{.Id}}", tag).strip()
 

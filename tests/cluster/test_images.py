@@ -1,6 +1,7 @@
-"""docker/Dockerfile.cpu as it is, built, looked at, and run as one job of two containers on two hosts.
+"""docker/Dockerfile.cpu as it is: built, looked at, and run as one job of two containers on two hosts.
 
-`make test-image`. What can be seen of an image without one is in tests/test_image.py.
+Of docker/Dockerfile the last stage alone, over the CPU image's environment. `make test-image`; what can be seen without
+an image is in tests/test_image.py.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from growth_ds.run_folder import RunFolder
 from tests.cluster.conftest import two_stages
 from tests.cluster.images import CACHE, Engine, unable
 from tests.cluster.lab import Lab
-from tests.cluster.runs import events, losses, ranks_at_start
+from tests.cluster.runs import ROOT, events, losses, ranks_at_start
 from tests.cluster.settings import ADDRESS, NODES
 
 pytestmark = pytest.mark.image
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 IMAGE = "localhost/growth-ds:cpu"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
+GPUS = "localhost/growth-ds:last-stage"
 LARGEST = 1.6e9
 """Bytes: the stand-in base (0.25e9) and ours; torch alone is 0.6e9."""
 STRANGER = 4321
@@ -53,12 +55,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def image(engine: Engine) -> str:
     """The id of the built image."""
-    return engine.build("Dockerfile.cpu", IMAGE, f"--build-arg=REVISION={REVISION}")
+    return engine.build(ROOT / "docker/Dockerfile.cpu", IMAGE, f"--build-arg=REVISION={REVISION}")
 
 
-def config_of(engine: Engine) -> dict[str, Any]:
+def config_of(engine: Engine, name: str = IMAGE) -> dict[str, Any]:
     """What the image says of itself."""
-    (found,) = json.loads(engine.podman("image", "inspect", IMAGE))
+    (found,) = json.loads(engine.podman("image", "inspect", name))
     return dict(found)
 
 
@@ -99,6 +101,20 @@ def test_health_check(engine, image):
     engine.podman("rm", "--force", "--time=0", "ill")
 
 
+def test_the_last_stage_of_the_image_for_gpus(engine, image, tmp_path):
+    """What follows the compiling, line by line as it stands; on Debian, where the file means Ubuntu."""
+    text = (ROOT / "docker/Dockerfile").read_text()
+    before = f"ARG BASE={BASE}\nARG CUDA=none\nARG APEX=none\nFROM {IMAGE} AS build\n"
+    (tmp_path / "Dockerfile").write_text(before + text[text.rindex("FROM ${BASE}") :])
+    engine.build(tmp_path / "Dockerfile", GPUS, f"--build-arg=REVISION={REVISION}")
+    config = config_of(engine, GPUS)
+    assert config["User"] == "2000:2000"
+    assert config["Labels"]["growth_ds.sm"] == "80 90"
+    programs = "id -u && command -v ssh pdsh mpirun growth-ds >/dev/null && ls /etc/libibverbs.d/mlx5.driver"
+    assert engine.run(GPUS, "-c", programs, options=("--entrypoint=sh",)).split()[0] == "2000"
+    assert json.loads(engine.run(GPUS, "doctor", "--json"))["image"]["revision"] == REVISION
+
+
 @pytest.fixture
 def place(tmp_path, store):
     """A folder for runs that a stranger may write, with a config of twenty steps and one growth."""
@@ -111,14 +127,14 @@ def place(tmp_path, store):
 
 def train_on_both_hosts(lab: Lab, engine: Engine, image: str, place: Path, store: Path, name: str) -> None:
     """docker/README.md's line for several hosts, on each of the two: one job of two ranks, one in each container."""
-    rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=n1:{next(_ports)}", f"--rdzv-id={name}"]
+    rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=n1:{next(_ports)}"]
     started = []
-    for rank, host in enumerate(NODES):
+    for host in NODES:
         options = [f"--network=ns:/run/netns/{lab.netns(host)}", f"--hostname={host}", f"--user={STRANGER}:{STRANGER}"]
         options += [f"--add-host={each}:{ADDRESS[each]}" for each in NODES]
         options += [f"--volume={place}:/work", f"--volume={store}:/store:ro", "--passwd=false"]
         options += [f"--env=GROWTH_DS_IMAGE_ID={image}", "--entrypoint=torchrun"]
-        words = ["--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1", *rendezvous]
+        words = ["--nnodes=2", "--nproc-per-node=1", *rendezvous]
         words += ["-m", "growth_ds", "train", "twenty.yaml", "--run-dir", name]
         command = engine.command(IMAGE, *words, options=tuple(options))
         started.append(subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))

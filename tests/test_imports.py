@@ -52,7 +52,7 @@ ROOMS: dict[str, set[str]] = {
     "learning": PARTS | {"checkpoint", "data", "planning", "run_folder", "saving"},
     "coordinator": PARTS
     | {"data", "importance", "checkpoint", "during", "learning", "paths", "reshard", "run_folder", "saving", "start"},
-    "opening": PARTS | {"data", "planning", "run_folder", "start"},
+    "opening": PARTS | {"data", "image", "planning", "run_folder", "start"},
     "evaluate": PARTS | {"data"},
     "surroundings": BASE | {"data", "engine", "evaluate", "image", "start"},
     "interop": PARTS | {"checkpoint", "data"},

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OPS := $(wildcard csrc/*.py csrc/*/*)
 
-.PHONY: demo ops test test-slow test-state test-faults test-large test-gpu test-cluster test-cluster-core lint-docker bench suite-s bench-gpu check format clean
+.PHONY: demo ops test test-slow test-state test-faults test-large test-gpu test-cluster test-cluster-core test-image lint-docker bench suite-s bench-gpu check format clean
 
 demo: $(READY)
 	$(BIN)/growth-ds demo
@@ -46,6 +46,12 @@ test-cluster: $(READY)
 test-cluster-core: $(READY)
 	bash tests/cluster/packages.sh
 	$(BIN)/python -m pytest -m core -rs tests/cluster
+
+# docker/Dockerfile.cpu built by buildah on a base made of this Debian, and run in two containers on those two hosts; 6 GB
+# of disk for the time being. Root and Debian as above; pip finds torch where it finds it here (PIP_EXTRA_INDEX_URL).
+test-image: $(READY)
+	bash tests/cluster/packages.sh images
+	$(BIN)/python -m pytest -m image -rs tests/cluster/test_images.py
 
 # hadolint and shellcheck, each where it is installed.
 lint-docker:

@@ -410,6 +410,11 @@ def main() -> None:
         code = _refuse(str(error), USER_ERROR, everywhere=getattr(error, "on_this_rank", False))
     except GrowthFailed as error:
         code = _refuse(str(error), 1)
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        line = f"{error.filename}: {error.strerror} for user {os.geteuid()}; give that user rights there, or be another"
+        code = _refuse(line, USER_ERROR, everywhere=True)
     except usage_error as error:
         code = _refuse(f"growth-ds: {error.format_message()} See growth-ds --help.", USER_ERROR)
     except (KeyboardInterrupt, typer.Abort):

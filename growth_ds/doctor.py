@@ -10,13 +10,15 @@ import shutil
 import subprocess
 from typing import Any
 
+from growth_ds.image import image
+
 PACKAGES = ("torch", "deepspeed", "transformers", "megatron-core", "sentencepiece", "apex")
 ABSENT = "absent"
 
 
 def examine() -> dict[str, Any]:
     """Everything that doctor says, as JSON has it."""
-    return {"versions": versions(), "machine": machine(), "ops": ops()}
+    return {"versions": versions(), "machine": machine(), "ops": ops(), "image": image()}
 
 
 def versions() -> dict[str, str]:
@@ -92,6 +94,8 @@ def lines(record: dict[str, Any]) -> list[str]:
         out.append(f"cuda:{index} {device['name']}, sm_{device['sm']}, {device['memory_gib']} GiB")
     if not facts["cuda"]:
         out.append(f"no CUDA device (torch is built for CUDA: {facts['torch_cuda']})")
+    if facts := record.get("image"):
+        out.append("image: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
     rows = [("op", "device", "takes", "why"), *((r["op"], r["device"], r["takes"], r["why"]) for r in record["ops"])]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     out.append("")

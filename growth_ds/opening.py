@@ -10,6 +10,7 @@ from growth_ds.data.text import Text
 from growth_ds.engine import distributed, ds_config
 from growth_ds.engine.ds_config import resolve_precision
 from growth_ds.errors import UserError
+from growth_ds.image import image
 from growth_ds.planning import growths, with_vocabulary
 from growth_ds.run_folder import RunFolder
 from growth_ds.start import check_start
@@ -27,10 +28,24 @@ def check_engine(run: Run, ranks: int) -> None:
             raise UserError(f"stages.{number}.{error}; change batch.global, batch.micro or the ranks") from None
 
 
+def check_image(first: str | None) -> None:
+    """Raises UserError if this rank's image has other contents than rank 0's: a host has another one by that name."""
+    mine = image().get("contents")
+    if mine != first:
+        both = f"this host's container image holds {_short(mine)}, rank 0's {_short(first)}"
+        raise UserError(f"{both}; load the same image on every host")
+
+
+def _short(contents: str | None) -> str:
+    return contents[:19] if contents else "nothing that it tells"
+
+
 def opened(run: Run, folder: RunFolder) -> tuple[Run, Text]:
     """The run with its vocabulary, and its text. Collective; what one rank finds wrong is raised on all: UserError."""
+    first = distributed.broadcast_object(image().get("contents"))
     problem: UserError | None = None
     try:
+        check_image(first)
         check_engine(run, distributed.world_size())
         text = Text.of(run, verify=distributed.rank() == 0)
         run = with_vocabulary(run, text.tokenizer.vocab_size)

@@ -44,7 +44,7 @@ from growth_ds.progress import Progress
 from growth_ds.report.tables import growth_line
 from growth_ds.run_folder import RunFolder
 from growth_ds.saving import agreed
-from growth_ds.surroundings import moved, surroundings
+from growth_ds.surroundings import changes, surroundings
 
 FINISHED = 0
 STOPPED = 75
@@ -183,10 +183,10 @@ class Trainer:
         self.known = {(event, step, stage) for event, step, stage in outcome["known"]}
         if self.position.step == 0:
             self._ledger("start", 0, **surroundings(self.run, self.text))
-        elif self._next_stage() is not None:
+        elif (index := self._next_stage()) is not None:
             self.progress.say(f"going on from step {self.position.step} of {self.run.total_steps}")
-            if self.rank == 0 and (change := moved(self.folder.records(self.folder.ledger))):
-                self._ledger("ranks", self.run.stage_at(self.position.step)[0], **change)
+            for event, facts in outcome["changes"]:
+                self._ledger(event, index, **facts)
         else:
             self.progress.say(f"{self.folder.path}: all {self.run.total_steps} steps are done")
         return True
@@ -216,6 +216,7 @@ class Trainer:
         outcome["splits"] = facts.get("splits", [])
         self.judge.read(self.folder.records(self.folder.metrics))
         outcome["known"] = self._on_record()
+        outcome["changes"] = changes(self.folder.records(self.folder.ledger))
 
     def _adopt(self, ends: dict[int, int], splits: dict[int, int]) -> None:
         """Go on with stages as policies have made them: stage index -> steps, and -> depth at which a run is split."""

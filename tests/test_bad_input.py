@@ -304,3 +304,18 @@ def test_logits_of_no_npz(refused):
     assert "'ids' holds float64" in refused("evaluate", "ckpt", "--logits", "floats.npz", "--out", "out.npz")
     np.savez("in.npz", ids=np.ones((1, 4), int))
     assert "nowhere/out.npz" in refused("evaluate", "ckpt", "--logits", "in.npz", "--out", "nowhere/out.npz")
+
+
+def test_a_folder_of_another_users(refused, monkeypatch):
+    """A container with the wrong --user; root may enter every folder, so the system's word is put into its mouth."""
+
+    right = Path.is_dir
+
+    def denied(path):
+        if path == Path("ckpt"):
+            raise PermissionError(13, "Permission denied", "ckpt")
+        return right(path)
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    line = refused("inspect", "ckpt")
+    assert line.startswith("ckpt: Permission denied for user ")

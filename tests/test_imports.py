@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "faults": set(),
     "lock": set(),
     "part": set(),
+    "image": set(),
     "stragglers": {"engine"},
     "board": {"config"},
     "profiling": {"config"},
@@ -57,12 +58,12 @@ ROOMS: dict[str, set[str]] = {
     "learning": PARTS | {"checkpoint", "data", "planning", "run_folder", "saving"},
     "coordinator": PARTS
     | {"data", "importance", "checkpoint", "during", "learning", "paths", "reshard", "run_folder", "saving", "start"},
-    "opening": PARTS | {"board", "data", "planning", "run_folder", "start"},
+    "opening": PARTS | {"board", "data", "image", "planning", "run_folder", "start"},
     "evaluate": PARTS | {"data"},
-    "surroundings": BASE | {"data", "engine", "evaluate", "start"},
+    "surroundings": BASE | {"data", "engine", "evaluate", "image", "start"},
     "interop": PARTS | {"checkpoint", "data"},
     "report": BASE | {"model", "checkpoint", "run_folder"},
-    "doctor": {"ops"},
+    "doctor": {"image", "ops"},
     "testing": BASE | {"growth", "model"},  # for recipes of users: it may not need an engine
 }
 ROOMS["trainer"] = set(ROOMS) - {"interop"}

@@ -279,6 +279,7 @@ def _configuration(folder: RunFolder) -> Html:
     rows = [[key, begin[key]] for key in keys if key in begin] + [
         list(pair) for pair in begin.get("versions", {}).items()
     ]
+    rows += [[f"image, {key}", value] for key, value in begin.get("image", {}).items()]
     return section(
         "How it was made", element("div", config, kind="card"), table(("what it ran on", ""), rows, text=(0, 1), wrap=1)
     )

@@ -1,8 +1,12 @@
 #!/bin/bash
 # What the cluster tests need beyond Python. On Debian as root it is installed, and no service of it is started; elsewhere
 # the tests are skipped and say what is missing, so this ends well in any case.
+#
+#   packages.sh           for `make test-cluster`
+#   packages.sh images    for `make test-image` too
 set -u
 PACKAGES=(iproute2 openssh-server pdsh munge slurm-wlm openmpi-bin libopenmpi-dev)
+if [ "${1:-}" = images ]; then PACKAGES+=(buildah podman runc mmdebstrap); fi
 POLICY=/usr/sbin/policy-rc.d
 say() { echo "cluster tests: $*"; }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from growth_ds.trainer import FINISHED
-from tests.distributed.cases_runs import close_to_reference, train
+import pytest
+
+from growth_ds.trainer import FINISHED, STOPPED
+from tests.distributed.cases_runs import close_to_reference, ledger, train
 from tests.distributed.corpus import small_run
 
 
@@ -30,6 +32,13 @@ def case_one_rank_zero_3_same_losses() -> None:
 
 
 def case_one_rank_resumes_what_two_ranks_began() -> None:
-    """`stop-for-one` was left by the two ranks at step 30."""
-    assert train(small_run(), "stop-for-one") == FINISHED
+    """`stop-for-one` was left by the two ranks at step 30, outside of an image; it goes on in one, and then in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GROWTH_DS_IMAGE_ID", "0" * 64)
+        assert train(small_run(), "stop-for-one", stop_after=35) == STOPPED
+        assert train(small_run(), "stop-for-one") == FINISHED
     close_to_reference("stop-for-one")
+    assert ledger("stop-for-one", "image") == [
+        {"event": "image", "step": 30, "stage": 1, "image": {"id": "sha256:" + "0" * 64}}
+    ]
+    assert ledger("reference", "image") == []

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import growth_ds.coordinator as coordinator_module
-from growth_ds import reshard
+from growth_ds import opening, reshard
 from growth_ds.checkpoint import Checkpoint
 from growth_ds.config import Run
 from growth_ds.data.text import Text
@@ -367,6 +367,20 @@ def case_the_loss_scale_of_sixteen_bits_is_state() -> None:
     assert told == [None, asked, asked]  # a start, a restart, a growth
     assert final("scaled").facts["loss_scale"] == asked
     assert "loss_scale" not in final("reference").facts
+
+
+def case_ranks_in_different_images_are_refused() -> None:
+    def image() -> dict[str, str]:
+        return {"contents": f"sha256:{distributed.rank()}{0:063d}"}
+
+    said = (
+        "another rank" if distributed.rank() == 0 else "image holds sha256:100000000000, rank 0's sha256:000000000000;"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "image", image)
+        with pytest.raises(UserError, match=said):
+            opening.opened(small_run(), RunFolder(folder() / "images"))
+    assert not (folder() / "images").exists()
 
 
 def case_leave_a_run_for_one_rank() -> None:

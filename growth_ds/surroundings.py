@@ -34,8 +34,10 @@ def surroundings(run: Run, text: Text) -> dict[str, Any]:
 
 
 def changes(ledger: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """What of that is other than the ledger's last word, as (event, facts): a run goes on with other ranks, after a host
-    was lost, or in another image ({}: in none)."""
+    """What of that is other than the ledger's last word, as (event, facts).
+
+    A run goes on with other ranks, or after a host was lost, or in another image ({}: in none).
+    """
     found: list[tuple[str, dict[str, Any]]] = []
     here, now = image(), distributed.world_size()
     if here != _last(ledger, "image", {}):

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from growth_ds import faults, stragglers
-from growth_ds.board import Boards
 from growth_ds.config import Run
 from growth_ds.coordinator import Coordinator, Position
 from growth_ds.data.batch import Batch
@@ -41,6 +40,7 @@ from growth_ds.planning import flops_at, learn_flops, stage_flops
 from growth_ds.policy import with_ends
 from growth_ds.profiling import StepProfiler
 from growth_ds.progress import Progress
+from growth_ds.records import Records
 from growth_ds.report.tables import growth_line
 from growth_ds.run_folder import RunFolder
 from growth_ds.saving import agreed
@@ -100,13 +100,11 @@ class Trainer:
         """(event, step, stage) of what stands in ledger and metrics already; on rank 0."""
         self.given, self.judge = run, Judge(run, self.validation)
         self.ends, self.splits = dict[int, int](), dict[int, int]()
-        self.problem: UserError | None = None
-        """What could not be written to ledger or metrics, on rank 0: it ends the run where all ranks meet."""
         self.dropout = [stage.model.dropout > 0 or stage.model.attention_dropout > 0 for stage in run.stages]
         self.flops = [stage_flops(run, stage) for stage in run.stages]
         self.entering = [learn_flops(run, index) for index in range(len(run.stages))]
         self.progress.weigh([float(flops) for flops in self.flops])
-        self.board = Boards(run, folder.path if self.rank == 0 else None, self.progress.say)
+        self.records = Records(run, folder, self.rank == 0, self.progress.say, self.judge.note)
         self.profiler = StepProfiler(run.log, folder.path, self.rank)
 
     def train(self, resume: bool) -> int:
@@ -119,12 +117,12 @@ class Trainer:
             return code
         finally:
             self.progress.close()
-            self.board.close()
+            self.records.boards.close()
             self.profiler.close()
             self.lock.release()
 
     def _asked(self) -> bool:
-        return bool(self.stop) or self.problem is not None
+        return bool(self.stop) or self.records.problem is not None
 
     def _stages(self) -> int:
         engine: ZeroEngine | None = None
@@ -142,7 +140,7 @@ class Trainer:
                     self.progress.say(f"{where} {self.folder.path}; the same command goes on")
                     return STOPPED
         except Stopped:
-            distributed.settle(self.problem)  # the stop may have been ours, for a disk that takes no line
+            distributed.settle(self.records.problem)  # the stop may have been ours, for a disk that takes no line
             where = f"stopped before the stage was entered; {self.folder.path} is as it was"
             self.progress.say(f"{where}, the same command goes on")
             return STOPPED
@@ -264,7 +262,7 @@ class Trainer:
 
     def _save(self, engine: ZeroEngine, index: int, ended: bool = False) -> None:
         """A checkpoint, unless the lines that belong before it could not be written: UserError on all ranks then."""
-        distributed.settle(self.problem)
+        distributed.settle(self.records.problem)
         if self.position.step > 0:  # before, the same command begins anew
             self.coordinator.save(engine, self.position, index, ended=ended)
 
@@ -303,7 +301,7 @@ class Trainer:
         self.coordinator.ramp_to(self.position.step)  # what is measured from here on belongs to this step
         self._record(index, result, rate, elapsed, progress)
         if slowest := stragglers.report(engine.pace):
-            self._note(self.folder.metrics, {"step": self.position.step, "stage": index, **slowest}, board="ranks")
+            self.records.measured({"step": self.position.step, "stage": index, **slowest}, board="ranks")
             if line := stragglers.sentence(slowest):
                 self.progress.say(f"step {self.position.step}: {line}")
 
@@ -324,7 +322,7 @@ class Trainer:
         step = self.position.step
         if self.coordinator.during.moves(step):
             return False
-        verdict = self.judge.verdict(engine, self.run, index, step, partial(self._note, self.folder.metrics))
+        verdict = self.judge.verdict(engine, self.run, index, step, self.records.measured)
         return self._go_by(verdict, index)
 
     def _go_by(self, verdict: dict[str, Any] | None, index: int) -> bool:
@@ -343,8 +341,8 @@ class Trainer:
     def _end(self, engine: ZeroEngine, index: int) -> None:
         """The last measurements of a stage, and its checkpoint. Raises Stopped."""
         if index not in self.splits:
-            write = partial(self._note, self.folder.metrics)
-            self._go_by(self.judge.at_end(engine, self.run, index, self.position.step, write), index)
+            verdict = self.judge.at_end(engine, self.run, index, self.position.step, self.records.measured)
+            self._go_by(verdict, index)
         measured = self._validate(engine, index)
         if self.position.step == self.run.total_steps:
             self._ledger("finish", index, **measured)
@@ -367,7 +365,7 @@ class Trainer:
             record["ramp"] = progress
         if result.skipped:
             record["skipped"] = True
-        self._note(self.folder.metrics, record, board="train")
+        self.records.measured(record, board="train")
         self.progress.step(self.position.step, result.loss, tokens, elapsed)
 
     def _validate(self, engine: ZeroEngine, index: int) -> dict[str, float]:
@@ -381,7 +379,7 @@ class Trainer:
             "valid_accuracy": measured["accuracy"],
             **self._totals(),
         }
-        self._note(self.folder.metrics, {"step": self.position.step, "stage": index, **record}, board="valid")
+        self.records.measured({"step": self.position.step, "stage": index, **record}, board="valid")
         self.progress.say(
             f"step {self.position.step}: validation loss {measured['loss']:.4f}, accuracy {measured['accuracy']:.2%}"
         )
@@ -393,18 +391,4 @@ class Trainer:
         self._ledger("lag", index, after_steps=LAG_STEPS, loss=measured["loss"], accuracy=measured["accuracy"])
 
     def _ledger(self, event: str, index: int, **facts: Any) -> None:
-        record = {"event": event, "step": self.position.step, "stage": index, **facts}
-        self._note(self.folder.ledger, record, durable=True)
-
-    def _note(self, path: Path, record: dict[str, Any], durable: bool = False, board: str = "") -> None:
-        """On rank 0: a line into ledger or metrics, and onto the `board`. Raises nothing: see `problem`."""
-        if self.rank > 0:
-            return
-        if path == self.folder.metrics:
-            self.judge.note(record)
-        try:
-            self.folder.append(path, record, durable)
-            if board:
-                self.board.add(board, record)
-        except UserError as error:
-            self.problem = self.problem or error
+        self.records.happened({"event": event, "step": self.position.step, "stage": index, **facts})

@@ -252,7 +252,7 @@ def case_a_user_error_of_all_publishes_what_was_on_its_way() -> None:
     trainer = trainer_of(run_of(every=4, background=True), "kept-with")
 
     def refuse() -> None:
-        trainer.problem = UserError("metrics.jsonl: cannot be written (a test)")
+        trainer.records.problem = UserError("metrics.jsonl: cannot be written (a test)")
 
     with slow_from(4, refuse), pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(a test\)"):
         trainer.train(True)

@@ -1,0 +1,171 @@
+"""Verbs that make, plan, train and compare runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from growth_ds.cli.common import Config, Force, Json, Ranks, Sets, app
+from growth_ds.errors import UserError
+
+
+@app.command(epilog="Example: growth-ds prepare corpus/*.jsonl.gz --out data/wiki --vocab-size 16000")
+def prepare(
+    inputs: Annotated[list[str], typer.Argument(help=".txt, .jsonl (field text), plain, .gz or .zst; folders, globs.")],
+    out: Annotated[Path, typer.Option(help="Folder of the store.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="sentencepiece, a vocab.txt, or a tokenizer folder.")
+    ] = "sentencepiece",
+    vocab_size: Annotated[int, typer.Option(min=16, help="Pieces, for sentencepiece.")] = 8192,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,
+    valid: Annotated[float, typer.Option(help="Share of the documents kept for validation.")] = 0.02,
+    errors: Annotated[str, typer.Option(help="Text that is not UTF-8: 'strict' stops, 'replace' goes on.")] = "strict",
+    force: Force = False,
+) -> None:
+    """Turn text into a store: tokens on disk, memory-mapped, with their tokenizer."""
+    from growth_ds.data.prepare import prepare as build
+
+    if errors not in ("strict", "replace"):
+        raise UserError(f"--errors: '{errors}' is neither strict nor replace")
+    options: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": vocab_size, "workers": workers}
+    store = build(inputs, out, **options, valid=valid, errors=errors, force=force)
+    for name in ("train", "valid"):
+        split = store.split(name)
+        typer.echo(f"{out}: {name} {split.tokens:,} tokens in {split.documents:,} documents")
+
+
+@app.command(epilog="Example: growth-ds plan configs/run/bert-large-stack.yaml --ranks 8")
+def plan(
+    config: Config,
+    ranks: Ranks = 1,
+    fit: Annotated[bool, typer.Option("--fit", help="Also try micro-batches here, by training steps.")] = False,
+    hardware: Annotated[str | None, typer.Option(help="Forecast the time on such GPUs: v100, a100, h100, ...")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="For --hardware: machines.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="For --hardware: GPUs of each.")] = 8,
+    interconnect: Annotated[
+        str | None, typer.Option(help="For --nodes: bits a second of each GPU's link (400g), or of a node's (8x100g).")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="For --hardware: of a GPU and hour.")] = None,
+    as_json: Json = False,
+    sets: Sets = None,
+) -> None:
+    """Show what a run costs and what each growth does. Needs no data and, without --fit, allocates nothing."""
+    from growth_ds.config_file import load_run
+    from growth_ds.forecast import forecast_run, print_forecast
+    from growth_ds.hardware import cluster
+    from growth_ds.optim.curve import BLOCKS, curve, drawing
+    from growth_ds.planning import plan_run, print_plan
+
+    run = load_run(config, sets or ())
+    on = None if hardware is None else cluster(hardware, nodes, gpus_per_node, interconnect)
+    if on is None and (nodes > 1 or interconnect is not None or price is not None):
+        raise UserError("plan: --nodes, --interconnect and --price belong to a forecast; give --hardware too")
+    record = plan_run(run, ranks if on is None else on.ranks)
+    if on is not None:
+        record["forecast"] = forecast_run(run, on, price)
+    record["lr"] = curve(run)
+    if not as_json:
+        print_plan(record)
+        is_utf = (sys.stdout.encoding or "").lower().startswith("utf")
+        typer.echo("\n".join(drawing(record["lr"], BLOCKS if is_utf else "#")))
+        if on is not None:
+            print_forecast(record["forecast"])
+    if fit:
+        from growth_ds.fit import fit_run, print_fit
+
+        record["fit"] = fit_run(run, ranks, say=lambda line: typer.echo(line, err=True))
+        if not as_json:
+            print_fit(record["fit"])
+    if as_json:
+        typer.echo(json.dumps(record, indent=1))
+
+
+@app.command(epilog="Example: growth-ds train configs/run/demo.yaml --ranks 2 --set stages.0.steps=50")
+def train(
+    config: Config,
+    run_dir: Annotated[Path | None, typer.Option(help="Default: ./runs/<config name>/.")] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Start so many ranks with deepspeed's launcher.")] = None,
+    resume: Annotated[str, typer.Option(help="auto: go on where the folder's run stopped; never: refuse.")] = "auto",
+    until: Annotated[str | None, typer.Option(help="A part: 0:end trains stage 0, 1:start also grows into 1.")] = None,
+    sets: Sets = None,
+) -> None:
+    """Train, growing between stages. Under a launcher (deepspeed, torchrun, mpirun) this is one rank."""
+    if resume not in ("auto", "never"):
+        raise UserError(f"--resume: '{resume}' is neither auto nor never")
+    from growth_ds.config_file import load_run
+    from growth_ds.part import part_of
+
+    run = load_run(config, sets or ())
+    part = part_of(until, len(run.stages))
+    folder = run_dir or Path("runs") / run.name
+    from growth_ds.engine.places import is_rank
+    from growth_ds.engine.signals import StopFlag
+
+    with StopFlag() as stop:  # from here on: loading torch and the text takes long enough to be stopped in
+        if ranks is not None and not is_rank():
+            from growth_ds.launch import train_ranks
+
+            raise typer.Exit(train_ranks(config, folder, ranks, resume, list(sets or ()), stop, until))
+        from growth_ds.trainer import train as train_here
+
+        raise typer.Exit(train_here(run, folder, resume == "auto", stop, part))
+
+
+@app.command(epilog="Example: growth-ds compare configs/suite/s.yaml --seeds 1 --budget 5m")
+def compare(
+    suite: Annotated[Path, typer.Argument(help="A suite's YAML file, for example configs/suite/s.yaml.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of all its runs. Default: ./runs/<file name>/.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="The first so many of its seeds.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Of the from-scratch run: FLOPs (3e14) or a time here (90s, 20m, 2h).")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="These of its methods, with commas between. Default: all.")] = "",
+    ranks: Ranks = 1,
+    as_json: Json = False,
+) -> None:
+    """Run growth methods against training from scratch on one text. Goes on where it stopped, however it stopped."""
+    from growth_ds.suite import compare as comparison
+    from growth_ds.suite.page import PAGE
+    from growth_ds.suite.tables import print_table
+
+    with comparison.on_stderr(as_json):
+        names = [name.strip() for name in methods.split(",") if name.strip()]
+        opened = comparison.open_suite(suite, out or Path("runs") / suite.stem, seeds, budget, typer.echo, names)
+        code = comparison.run_suite(opened, ranks, typer.echo)
+    if code in (comparison.DONE, 1):
+        rows = comparison.read_rows(opened)
+        if as_json:
+            typer.echo(json.dumps(rows, indent=1))
+        else:
+            print_table(rows, comparison.known_baselines(opened))
+            typer.echo(f"{opened.out / PAGE}")
+    raise typer.Exit(code)
+
+
+@app.command(epilog="Example: growth-ds report runs/demo runs/demo/scratch --out report.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders: the one that the page is about, then others.")],
+    out: Annotated[Path | None, typer.Option(help="The page. Default: report.html in the first run's folder.")] = None,
+    layers: Annotated[bool, typer.Option(help="Look into kept checkpoints: attention and weights of layers.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page.")] = False,
+) -> None:
+    """Write one self-contained HTML page: curves, growths, layers before and after, what it was and ran on."""
+    from growth_ds.reporting import report as write
+
+    typer.echo(write(runs, out, layers, force))
+
+
+@app.command(epilog="Example: growth-ds demo")
+def demo(
+    run_dir: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    ranks: Ranks = 2,
+    sets: Sets = None,
+) -> None:
+    """Grow a BERT on the text of the installed Python library, beside a control from scratch. No network, no data."""
+    from growth_ds.demo import run_demo
+
+    raise typer.Exit(run_demo(run_dir, ranks, list(sets or ())))

@@ -23,7 +23,7 @@ from growth_ds.coordinator import Coordinator, Position
 from growth_ds.data.batch import Batch
 from growth_ds.data.text import Text
 from growth_ds.engine import distributed
-from growth_ds.engine.rank_log import RankLog, clock_offset
+from growth_ds.engine.rank_log import RankLog, common_clock
 from growth_ds.engine.reports import remove_stale
 from growth_ds.engine.signals import StopFlag, leaving_if_stuck
 from growth_ds.engine.watch import Watch
@@ -65,7 +65,7 @@ def train(run: Run, run_dir: Path, resume: bool, stop: StopFlag, until: Part | N
             if place.rank == 0 and place.world_size > 1:
                 print(place.line(), flush=True)
             watch = ranks.enter_context(Watch())
-            log = ranks.enter_context(RankLog(place.rank, clock_offset()).copying())
+            log = ranks.enter_context(RankLog(place.rank, common_clock()).copying())
         folder = RunFolder(run_dir)
         run, text = opened(run, folder)
         trainer = Trainer(run, folder, text, stop, watch.leaving)

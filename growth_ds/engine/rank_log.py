@@ -2,10 +2,11 @@
 
     {"t": 1764280000.123, "host": "n2", "rank": 3, "text": "..."}      a line for each line
 
-Times are rank 0's: each rank knows how far its own clock is off, from the moment in which a barrier lets all ranks go.
-So lines of hosts whose clocks differ merge in the order of what happened, up to the milliseconds of that barrier. What
-native libraries write past Python (NCCL, a crash in C) is not seen; the launcher's own output has that. A file is made
-when there is something to write into it, and a folder that cannot be written costs the log, never the run.
+Times are rank 0's: each rank learns them in the moment in which a barrier lets all go, and counts on by its own steady
+clock. So lines of hosts whose clocks differ, or are set meanwhile, merge in the order of what happened, up to the
+milliseconds of that barrier. What native libraries write past Python (NCCL, a crash in C) is not seen; the launcher's own
+output has that. A file is made when there is something to write into it, and a folder that cannot be written costs the
+log, never the run.
 """
 
 from __future__ import annotations
@@ -16,27 +17,31 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from growth_ds.errors import Stopped, UserError
+
 FOLDER = "logs"
 
 
-def clock_offset() -> float:
-    """Seconds by which this host's clock is ahead of rank 0's. Collective."""
+def common_clock() -> float:
+    """What to add to this rank's `time.monotonic()` for rank 0's time of day. Collective."""
     from growth_ds.engine import distributed  # not above: who reads logs needs no torch
 
     distributed.barrier()
-    now = time.time()
-    return float(now - distributed.broadcast_object(now))
+    met = time.monotonic()
+    return float(distributed.broadcast_object(time.time()) - met)
 
 
 class RankLog:
     """A copy of this rank's standard output and errors, in lines. Lines wait until `open` says where to."""
 
-    def __init__(self, rank: int, offset: float) -> None:
-        self.rank, self.offset, self.host = rank, offset, socket.gethostname()
+    def __init__(self, rank: int, clock: float) -> None:
+        """`clock`: see `common_clock`."""
+        self.rank, self.clock, self.host = rank, clock, socket.gethostname()
         self._waiting: list[str] = []
         self._path: Path | None = None
         self._file: IO[str] | None = None
@@ -52,7 +57,7 @@ class RankLog:
 
     def note(self, text: str) -> None:
         """One line."""
-        line = {"t": round(time.time() - self.offset, 3), "host": self.host, "rank": self.rank, "text": text}
+        line = {"t": round(time.monotonic() + self.clock, 3), "host": self.host, "rank": self.rank, "text": text}
         record = json.dumps(line, ensure_ascii=False)
         if self._path is None:
             self._waiting.append(record)
@@ -86,6 +91,12 @@ class RankLog:
         sys.stderr = _Copy(sys.stderr, self)
         try:
             yield self
+        except (UserError, Stopped):
+            raise
+        except Exception:
+            for line in traceback.format_exc().splitlines():  # Python prints it when nothing is copied any more
+                self.note(line)
+            raise
         finally:
             for copy in (sys.stdout, sys.stderr):
                 if isinstance(copy, _Copy):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from growth_ds.engine.rank_log import RankLog, clock_offset
+import pytest
+
+from growth_ds.engine.rank_log import RankLog, common_clock
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -15,7 +18,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_lines_wait_for_the_folder_and_are_copied_whole(tmp_path, capsys):
-    with RankLog(3, offset=100.0).copying() as log:
+    with RankLog(3, clock=100.0).copying() as log:
         print("before")
         assert list(tmp_path.iterdir()) == []
         log.open(tmp_path)
@@ -32,8 +35,8 @@ def test_lines_wait_for_the_folder_and_are_copied_whole(tmp_path, capsys):
 
 
 def test_times_are_those_of_rank_0(tmp_path, monkeypatch):
-    monkeypatch.setattr("time.time", lambda: 1000.5)
-    log = RankLog(1, offset=400.0)
+    monkeypatch.setattr("time.monotonic", lambda: 200.5)
+    log = RankLog(1, clock=400.0)
     log.open(tmp_path)
     log.note("x")
     log.close()
@@ -58,4 +61,13 @@ def test_a_folder_that_cannot_be_written_costs_the_log_alone(tmp_path, capsys):
 
 
 def test_one_process_is_on_time():
-    assert abs(clock_offset()) < 1.0
+    assert abs(common_clock() + time.monotonic() - time.time()) < 1.0
+
+
+def test_the_end_of_a_rank_is_in_its_log(tmp_path):
+    with pytest.raises(ZeroDivisionError), RankLog(0, 0.0).copying() as log:
+        log.open(tmp_path)
+        1 / 0  # noqa: B018
+    found = [record["text"] for record in lines(tmp_path / "logs" / "rank-00000.log")]
+    assert found[0].startswith("Traceback")
+    assert found[-1] == "ZeroDivisionError: division by zero"

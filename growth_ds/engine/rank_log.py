@@ -4,9 +4,9 @@
 
 Times are rank 0's: each rank learns them in the moment in which a barrier lets all go, and counts on by its own steady
 clock. So lines of hosts whose clocks differ, or are set meanwhile, merge in the order of what happened, up to the
-milliseconds of that barrier. What native libraries write past Python (NCCL, a crash in C) is not seen; the launcher's own
-output has that. A file is made when there is something to write into it, and a folder that cannot be written costs the
-log, never the run.
+milliseconds of that barrier. What native libraries write past Python (NCCL, a crash in C) is not seen; the launcher's
+own output has that. A file is made when there is something to write into it, and a folder that cannot be written costs
+the log, never the run.
 """
 
 from __future__ import annotations

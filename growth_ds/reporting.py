@@ -29,7 +29,13 @@ def report(runs: Sequence[Path], out: Path | None, layers: bool, force: bool) ->
         from growth_ds.inside import look_inside
 
         found = look_inside(first)
-    return write_report(runs[0], out, others, layers=found)
+    try:
+        return write_report(runs[0], out, others, layers=found)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"{runs[0]}: ledger or metrics have a line that no run has written ({what}); remove that line"
+        ) from None
 
 
 def names(runs: Sequence[Path]) -> list[str]:

@@ -262,7 +262,9 @@ def _parsed(line: str) -> dict[str, Any] | None:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) else None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or type(record.get("stage")) is not int:
+        return None  # cut off, or not ours
+    return record
 
 
 def _is_before(line: str, step: int, stage: int, unended: bool) -> bool:

@@ -29,8 +29,7 @@ MIDDLE = 25
 """A step of stage 2, after the growth and a checkpoint."""
 TRIED = [name for name in LAUNCHERS if name.startswith("growth-ds") or name in ("deepspeed (pdsh)", "torchrun")]
 SAVES = {"growth-ds launch --hostfile", "growth-ds launch --mpi", "torchrun"}
-"""Their ranks save when the launcher is killed. A job of Slurm is over with its script, and they may or may not be quick
-enough."""
+"""Their ranks save when the launcher is killed. A job of Slurm is over with its script: they may be too slow."""
 GOES_ON = {("deepspeed (pdsh)", "launcher killed")}
 """pdsh and its ranks never learn of it."""
 STAYS = {("torchrun", "cable out"): r"-m torch\.distributed\.run"}

@@ -133,7 +133,8 @@ def test_mpi(hostfile, monkeypatch):
     assert command[: command.index("-n") + 2] == ["mpirun", "--hostfile", str(hostfile), "-n", "3"]
     assert command[-len(TAIL) :] == TAIL
     assert words_after(command, "btl_tcp_if_include") == "10.0.0.0/24"
-    assert "ServerAliveInterval=5" in words_after(command, "plm_rsh_agent")
+    assert words_after(command, "plm_rsh_agent") == "ssh -o BatchMode=yes -o ConnectTimeout=15"
+    assert words_after(command, "oob_tcp_keepalive_time") == "10"
     assert words_after(command, "-x") == STOP_ENV
     assert "OMP_NUM_THREADS" in command
     assert "SECRET" not in command

@@ -58,7 +58,7 @@ def unable() -> str:
     if missing:
         return f"not installed: {', '.join(missing)} (tests/cluster/packages.sh installs them on Debian)"
     probe = subprocess.run(["bash", "-ec", _PROBE], capture_output=True, text=True, env={**os.environ, "PATH": path})
-    return "" if probe.returncode == 0 else f"no hosts can be made here: {probe.stderr.strip()}"
+    return "" if probe.returncode == 0 else f"no hosts can be made here: {probe.stderr.splitlines()[0]}"
 
 
 def wait_for(condition: Callable[[], object], limit_s: float, what: str, every_s: float = 0.2) -> None:

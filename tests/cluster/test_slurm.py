@@ -24,13 +24,14 @@ def check(folder, undisturbed):
     assert events(folder / "run").count("growth") == 1
 
 
-def test_sbatch(lab, config, on_one_host, tmp_path, ran):
-    job = submit(lab, config, tmp_path)
+@pytest.mark.parametrize("per_node", [1, 2])
+def test_sbatch(lab, config, on_one_host, tmp_path, ran, per_node):
+    job = submit(lab, config, tmp_path, f"--ntasks-per-node={per_node}")
     job.wait(LIMIT_S)
     assert losses(tmp_path / "run") == pytest.approx(on_one_host, abs=1e-5)
-    assert ranks_at_start(tmp_path / "run") == 2
+    assert ranks_at_start(tmp_path / "run") == 2 * per_node
     assert job.accounted() == ["COMPLETED"]
-    ran("sbatch slurm/train.sbatch", "2 hosts x 1")
+    ran("sbatch slurm/train.sbatch", f"2 hosts x {per_node}")
 
 
 def test_requeue(lab, long_config, undisturbed, tmp_path, ran):

@@ -47,7 +47,7 @@ test-cluster-core: $(READY)
 	bash tests/cluster/packages.sh
 	$(BIN)/python -m pytest -m core -rs tests/cluster
 
-# docker/Dockerfile.cpu built by buildah on a base made of this Debian, and run in two containers on those two hosts; 6 GB
+# docker/Dockerfile.cpu built by buildah on a base made of this Debian, and run in two containers on those two hosts; 5 GB
 # of disk for the time being. Root and Debian as above; pip finds torch where it finds it here (PIP_EXTRA_INDEX_URL).
 test-image: $(READY)
 	bash tests/cluster/packages.sh images

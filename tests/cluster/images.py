@@ -74,7 +74,7 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         try:
             for command in ([*self._podman, "rm", "--all", "--force", "--time=0"], [*self._buildah, "rm", "--all"]):
-                subprocess.run(command, capture_output=True, timeout=60)
+                subprocess.run(command, capture_output=True, timeout=120)
         finally:
             self._unmount()
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -39,7 +39,7 @@ ROWS: list[tuple[str, str, str]] = [
     ("plan b.yaml", "b.yaml: holds NoneType", "b.yaml="),
     ("plan b.yaml", "b.yaml:2: not valid YAML: key 'a' is given twice", "b.yaml=a: 1\na: 2"),
     ("plan b.yaml", "b.yaml:1: not valid YAML: a key must be a plain word", "b.yaml=? [1]\n: 2"),
-    ("plan b.yaml", "b.yaml: not valid YAML", "b.yaml=" + "[" * 400),
+    ("plan b.yaml", "b.yaml:1: not valid YAML", "b.yaml=" + "[" * 400),
     ("plan b.yaml", "b.yaml: stages: this key is required; add it", "b.yaml=data: {store: store}"),
     ("plan good.yaml --ranks x", "--ranks", ""),
     ("plan good.yaml --set stages.7.steps=1", "--set stages.7.steps=1: '7' is not an index below 2", ""),

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OPS := $(wildcard csrc/*.py csrc/*/*)
 
-.PHONY: demo ops test test-slow test-state test-faults test-large test-gpu test-cluster test-cluster-core test-image lint-docker bench suite-s bench-gpu check format clean
+.PHONY: demo ops test test-slow test-state test-faults test-large test-gpu test-cluster test-cluster-core test-image test-fuzz lint-docker bench suite-s bench-gpu check format clean
 
 demo: $(READY)
 	$(BIN)/growth-ds demo
@@ -27,6 +27,11 @@ test-faults: $(READY)
 # Minutes each: launches that hang, every case of the growth recipes, the benchmarks from end to end.
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# New damaged files and command lines for every reader, 20 minutes of them; prints how many (GROWTH_DS_FUZZ_S: seconds
+# of each reader). `make test` tries a few, always the same.
+test-fuzz: $(READY)
+	GROWTH_DS_FUZZ_S=$${GROWTH_DS_FUZZ_S:-43} $(BIN)/python -m pytest -s tests/fuzz
 
 # BERT-Large on the CPU: needs 20 GiB and several minutes.
 test-large: $(READY)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
+import os
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from growth_ds.data.store_checks import CODES, HEAD, MAGIC, index_problem, manifest_problem
 from growth_ds.data.tokenizer import Tokenizer, from_folder
 from growth_ds.errors import UserError
 from growth_ds.files import sha256
@@ -27,7 +28,6 @@ FORMAT = "growth_ds-store-1"
 MANIFEST = "manifest.json"
 SPLITS = ("train", "valid")
 PARTS = frozenset([MANIFEST, "tokenizer", *(f"{name}.{kind}" for name in SPLITS for kind in ("bin", "idx"))])
-_MAGIC, _CODES = b"MMIDIDX\x00\x00", {"uint16": 8, "int32": 4}  # of megatron-core's index
 _AGAIN = "prepare it again with --force"
 
 
@@ -112,6 +112,8 @@ class Store:
                 f"{path}: made with another tokenizer ({recorded[:12]}) than expected ({tokenizer_digest[:12]}); "
                 "use the store the run started with, or prepare one with its tokenizer"
             )
+        if verify:
+            _check_splits(path, tokenizer.vocab_size)
         return cls._with(path, tokenizer, manifest)
 
     @classmethod
@@ -172,7 +174,7 @@ class SplitWriter:
         lengths = np.concatenate([np.zeros(0, np.int64), *self._lengths])
         begins = (np.cumsum(lengths) - lengths) * self._type.itemsize
         with self._prefix.with_suffix(".idx").open("wb") as file:
-            file.write(struct.pack("<9sQBQQ", _MAGIC, 1, _CODES[self._type.name], len(lengths), len(lengths) + 1))
+            file.write(HEAD.pack(MAGIC, 1, CODES[self._type.name], len(lengths), len(lengths) + 1))
             for values in (lengths.astype(np.int32), begins, np.arange(len(lengths) + 1, dtype=np.int64)):
                 file.write(values.data)
 
@@ -190,12 +192,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no {MANIFEST}, so no store or one half-written; {_AGAIN}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path / MANIFEST}: cannot be read ({error}); {_AGAIN}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path / MANIFEST}: not of the format {FORMAT}; {_AGAIN}")
     if not {"files", "tokenizer", "splits", "request"} <= manifest.keys():
         raise UserError(f"{path / MANIFEST}: incomplete; {_AGAIN}")
+    if (key := manifest_problem(manifest)) is not None:
+        raise UserError(f"{path / MANIFEST}: {key}: not what `growth-ds prepare` writes there; {_AGAIN}")
     return manifest
 
 
@@ -210,12 +214,22 @@ def write_manifest(path: Path, facts: dict[str, Any]) -> None:
 def _check_files(path: Path, files: dict[str, dict[str, Any]], verify: bool) -> None:
     for name, known in files.items():
         file = path / name
-        if not file.is_file():
+        if not os.path.isfile(file):  # is_file raises for a name that is too long
             raise UserError(f"{file}: missing; {_AGAIN}")
         if (size := file.stat().st_size) != known["bytes"]:
             raise UserError(f"{file}: {size} bytes, the manifest says {known['bytes']} (truncated?); {_AGAIN}")
         if verify and sha256(file) != known["sha256"]:
             raise UserError(f"{file}: corrupted (sha256 differs from the manifest); {_AGAIN}")
+
+
+def _check_splits(path: Path, vocab_size: int) -> None:
+    """Raises UserError where a split is missing, or its index would lead outside of its tokens."""
+    for name in SPLITS:
+        for kind in ("bin", "idx"):
+            if not (file := path / f"{name}.{kind}").is_file():
+                raise UserError(f"{file}: missing; {_AGAIN}")
+        if (problem := index_problem(path / name, id_type(vocab_size))) is not None:
+            raise UserError(f"{path / name}.idx: {problem}; {_AGAIN}")
 
 
 def _json_digest(value: Any) -> str:

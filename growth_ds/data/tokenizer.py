@@ -153,9 +153,20 @@ def from_folder(path: str | Path) -> Tokenizer:
         return Tokenizer(backend, str(file))
     if (folder / "vocab.txt").is_file():
         config = folder / "tokenizer_config.json"
-        lowercase = json.loads(config.read_text("utf-8")).get("do_lower_case", True) if config.is_file() else True
+        lowercase = _lower_case_of(config) if config.is_file() else True
         return from_vocab(folder / "vocab.txt", lowercase)
     raise UserError(f"{folder}: no tokenizer.json and no vocab.txt there; give a tokenizer folder")
+
+
+def _lower_case_of(config: Path) -> bool:
+    """What a tokenizer_config.json says of case; uncased where it is silent. Raises UserError."""
+    try:
+        given = json.loads(config.read_text("utf-8")).get("do_lower_case", True)
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise UserError(f"{config}: not a tokenizer's configuration ({_one_line(error)}); save it again") from None
+    if not isinstance(given, bool):
+        raise UserError(f"{config}: do_lower_case: {str(given)[:80]!r} is neither true nor false; correct it")
+    return given
 
 
 def _prepared(backend: Backend, source: str) -> Backend:
@@ -170,6 +181,8 @@ def _prepared(backend: Backend, source: str) -> Backend:
         )
     if missing := [token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None]:
         raise UserError(f"{source}: lacks the special tokens {' '.join(missing)}; add them to the vocabulary")
+    if not _knows_unknown(json.loads(backend.to_str())["model"]):
+        raise UserError(f"{source}: the model has no piece for unknown words; set its unk_token or unk_id to [UNK]")
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -179,6 +192,11 @@ def _prepared(backend: Backend, source: str) -> Backend:
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def _knows_unknown(model: dict[str, Any]) -> bool:
+    """Whether the model itself has the piece that it gives for what it does not know; encoding raises without."""
+    return model["unk_token"] in model["vocab"] if "unk_token" in model else model["unk_id"] is not None
 
 
 def _pieces(backend: Backend, source: str) -> list[str]:

@@ -1,0 +1,82 @@
+"""The same round trips with an older transformers: exported by us, opened there, the tensors to the bit.
+
+Skipped unless GROWTH_DS_OLD_TRANSFORMERS names a folder with one, made by
+`pip install --no-deps --target FOLDER transformers==4.48.3 tokenizers==0.21.4 huggingface_hub==0.36.0`. The old
+library runs in a process of its own, first on its path: one process holds one version.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from growth_ds.interop.huggingface import read_huggingface, write_huggingface
+from growth_ds.model.bert import Bert
+
+FOLDER = os.environ.get("GROWTH_DS_OLD_TRANSFORMERS", "")
+pytestmark = pytest.mark.skipif(not FOLDER, reason="GROWTH_DS_OLD_TRANSFORMERS names no folder with a transformers 4")
+SAVE = """
+import sys, torch, transformers
+name, out, safe = sys.argv[1:]
+prefix = "MegatronBert" if name.startswith("Megatron") else "Bert"
+config = getattr(transformers, prefix + "Config")(num_hidden_layers=2, hidden_size=48, num_attention_heads=3,
+    intermediate_size=40, vocab_size=61, max_position_embeddings=12)
+torch.manual_seed(3)
+model = getattr(transformers, name)(config).eval()
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.normal_(std=0.3)
+model.save_pretrained(out, safe_serialization=safe == "safe")
+"""
+LOGITS = """
+import sys, torch, transformers
+name, folder, out = sys.argv[1:]
+model, info = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+assert all("pooler" in key for key in info["missing_keys"]) and not info["mismatched_keys"], info
+ids = torch.arange(24).view(2, 12) % 61
+with torch.no_grad():
+    given = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+torch.save({"version": transformers.__version__, "first": given[0], "state": dict(model.state_dict())}, out)
+"""
+CLASSES = [
+    f"{prefix}{head}" for prefix in ("Bert", "MegatronBert") for head in ("ForPreTraining", "ForMaskedLM", "Model")
+]
+
+
+def old(source: str, *args: object) -> None:
+    """Run a program on the old library."""
+    command = [sys.executable, "-c", source, *map(str, args)]
+    env = {**os.environ, "PYTHONPATH": FOLDER}
+    subprocess.run(command, env=env, check=True, timeout=300)
+
+
+@pytest.mark.parametrize("kind", ["safe", "bin"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_round_trip(tmp_path: Path, name: str, kind: str) -> None:
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    old(SAVE, name, theirs, kind)
+    imported = read_huggingface(theirs)
+    write_huggingface(imported.model, imported.weights.__getitem__, ours)
+    for folder in (theirs, ours):
+        old(LOGITS, name, folder, f"{folder}.pt")
+    before, after = (torch.load(f"{folder}.pt", weights_only=True) for folder in (theirs, ours))
+    assert before["version"].startswith("4.")
+    pooler = "pooler.dense"  # of a bare encoder: ours has one only with the next-sentence head
+    kept = [key for key in before["state"] if imported.model.nsp or pooler not in key]
+    assert all(torch.equal(before["state"][key], after["state"][key]) for key in kept)
+    assert float((before["first"] - after["first"]).abs().max()) == 0.0
+    if name.endswith("Model"):
+        return
+    bert = Bert(imported.model).eval()
+    bert.load_state_dict(dict(imported.weights), strict=True)
+    ids = torch.arange(24).view(2, 12) % 61
+    with torch.no_grad():
+        mlm, _ = bert.predict(ids, torch.zeros_like(ids), None)
+    assert float((mlm - before["first"]).abs().max()) < 1e-5
+    assert set(load_file(ours / "model.safetensors")) <= set(before["state"])

@@ -217,13 +217,11 @@ def evaluate(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that are read at most.")] = 262144,
     logits: Annotated[Path | None, typer.Option(help="npz with ids, mask, types: write our logits for them.")] = None,
     task: Annotated[
-        str | None, typer.Option(help="Fine-tune: cola,sst2,mrpc,stsb,qqp,mnli,qnli,rte,wnli,squad, or text<TAB>label.")
+        str | None, typer.Option(help="Fine-tune on: cola,rte, ... squad, or a text<TAB>label file.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of GLUE's (CoLA/train.tsv) or SQuAD's files.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fine-tunings of each task.")] = 5,
-    out: Annotated[
-        Path | None, typer.Option(help="npz for --logits: mlm [B,T,V] and nsp [B,2]; JSON of --task's scores.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="npz of --logits: mlm [B,T,V], nsp [B,2]; JSON of --task.")] = None,
     ramp: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Progress of a growth's ramp; default: the checkpoint's own.")
     ] = None,

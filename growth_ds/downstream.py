@@ -165,7 +165,8 @@ def _run_jobs(jobs: dict[str, Job], folder: Path, seeds: int, out: Path, opened:
             scores = jobs[name].run(folder, int(seed))
         except BaseException as error:
             if store is not None:
-                store.set(f"{name}/{seed}", json.dumps({"failed": f"rank {place.rank}: {error}"}))
+                kind = "refused" if isinstance(error, UserError) else "failed"
+                store.set(f"{name}/{seed}", json.dumps({kind: f"{error}"}))
             raise
         if place.rank:
             assert store is not None
@@ -209,8 +210,10 @@ def _agreed(store: Any, rank: int, opened: Callable[[], Record]) -> Record:
 def _collect(store: Any, jobs: Sequence[tuple[str, str]], record: Record) -> None:
     for name, seed in jobs:
         scores = json.loads(store.get(f"{name}/{seed}"))
+        if "refused" in scores:
+            raise UserError(scores["refused"])
         if "failed" in scores:
-            raise RuntimeError(f"{name}, seed {seed}: {scores['failed']}")
+            raise RuntimeError(f"another rank, {name}, seed {seed}: {scores['failed']}")
         record["tasks"][name]["scores"][seed] = scores
 
 

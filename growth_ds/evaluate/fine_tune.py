@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from growth_ds.config import Frozen
+from growth_ds.errors import UserError
 from growth_ds.evaluate.read import Examples
 from growth_ds.evaluate.scores import score
 from growth_ds.evaluate.tasks import Task
@@ -144,7 +145,10 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], length: int) -> lis
 def classify(
     folder: Path, task: Task, train_on: Examples, valid: dict[str, Examples], how: FineTune, seed: int
 ) -> dict[str, float]:
-    """Fine-tune the model of a Hugging Face folder on a task of one text or a pair, and score it."""
+    """Fine-tune the model of a Hugging Face folder on a task of one text or a pair, and score it.
+
+    Raises UserError if the training diverged.
+    """
     tokenizer = load_tokenizer(folder)
     classes = 1 if task.classes is None else len(task.classes)
     kind = "regression" if task.classes is None else "single_label_classification"
@@ -156,6 +160,10 @@ def classify(
     for suffix, examples in valid.items():
         rows = encode(tokenizer, examples.texts, length)
         logits = torch.stack(forward(model, rows, tokenizer.pad_token_id, 64, lambda output: output.logits))
+        if not logits.isfinite().all():
+            raise UserError(
+                f"{task.name}, seed {seed}: the fine-tuned model gives no numbers; lower --set lr={how.lr:g}"
+            )
         predicted = logits[:, 0].tolist() if task.classes is None else logits.argmax(1).tolist()
         for name, value in score(task.metrics, predicted, examples.labels).items():
             scores[name + suffix] = value

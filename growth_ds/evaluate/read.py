@@ -47,7 +47,7 @@ def read_task(task: Task, data: Path | None, limit: int | None = None) -> tuple[
     if data is None and not Path(task.folder).is_absolute():
         raise UserError(f"--data: {task.name} needs the folder of GLUE's files; {WHERE}")
     folder = (data or Path()) / task.folder
-    rows = {name: _rows(task, folder / name) for name in {task.train, *task.valid.values()}}
+    rows = {name: _rows(task, folder / name) for name in dict.fromkeys([task.train, *task.valid.values()])}
     if task.classes == ():
         task = replace(task, classes=tuple(sorted({label for _, label, _ in rows[task.train]})))
         if len(task.classes or ()) < 2:

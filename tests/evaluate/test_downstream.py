@@ -31,8 +31,9 @@ def toy(tmp_path_factory):
     return separable(tmp_path_factory.mktemp("toy") / "toy.tsv")
 
 
-def test_the_table_of_a_checkpoint_goes_on_where_it_stopped(run, toy, store, tmp_path, monkeypatch):
-    sizes = Model(layers=1, hidden=12, heads=3, ffn=20, vocab_size=120, positions=16)
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_the_table_of_a_checkpoint_goes_on_where_it_stopped(run, toy, store, tmp_path, monkeypatch, norm):
+    sizes = Model(norm=norm, layers=1, hidden=12, heads=3, ffn=20, vocab_size=120, positions=16)
     write_random(tmp_path / "run", sizes, tokenizer=store / "tokenizer")
     first = run(tmp_path / "run", "--task", toy, "--seeds", 2, *HOW)
     assert first.code == 0, first.err
@@ -76,6 +77,14 @@ def test_refusals(run, bert, toy, store, tmp_path):
     assert "squad needs the folder" in refused(bert, "--task", "squad")
     assert "epoch: unknown key; did you mean 'epochs'?" in refused(bert, "--task", toy, "--set", "epoch=2")
     assert "give either" in refused(bert, "--task", toy, "--store", store)
+    data = tmp_path / "SST-2"
+    data.mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        (data / name).write_text("sentence\tlabel\nfine\t1\nbad\n")
+    assert "SST-2/train.tsv:3: has 1 columns" in refused(bert, "--task", "sst2", "--data", tmp_path)
+    assert "seed 0: the fine-tuned model gives no numbers; lower --set lr" in refused(
+        bert, "--task", toy, "--set", "lr=1.0e+30", "--set", "epochs=1"
+    )
     bare = write_random(tmp_path / "bare").path
     assert "bare: has no tokenizer" in refused(bare, "--task", toy)
     assert "absent: no such folder" in refused(tmp_path / "absent", "--task", toy)

@@ -29,6 +29,7 @@ CORE = [
     "tensorboard>=2.15",
     "zstandard>=0.22",
 ]
+EVALUATE = ["scikit-learn>=1.4", "scipy>=1.11"]  # `evaluate --task` alone
 DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-psutil"]
 
 setup(
@@ -45,6 +46,6 @@ setup(
     install_requires=CORE,
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildOps},
-    extras_require={"mpi": ["mpi4py>=4"], "dev": DEV},
+    extras_require={"mpi": ["mpi4py>=4"], "evaluate": EVALUATE, "dev": [*EVALUATE, *DEV]},
     entry_points={"console_scripts": ["growth-ds=growth_ds.cli:main"]},
 )

@@ -142,12 +142,20 @@ def load_grow(name_or_path: str, require_exact: bool = False, overrides: Iterabl
     return validated(Grow, tree, source)
 
 
+T = typing.TypeVar("T", bound=BaseModel)
+
+
+def overridden(kind: type[T], overrides: Iterable[str], source: str) -> T:
+    """`kind` with its defaults but for `overrides`, each `key=value`. Raises UserError."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        _set(tree, override)
+    return validated(kind, tree, source)
+
+
 def dump_run(run: Run) -> str:
     """YAML that reads back as the same run, every default written out."""
     return yaml.safe_dump(run.model_dump(mode="json", by_alias=True), sort_keys=False)
-
-
-T = typing.TypeVar("T", bound=BaseModel)
 
 
 def validated(kind: type[T], tree: Mapping[str, Any], source: str) -> T:

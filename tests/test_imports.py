@@ -77,6 +77,7 @@ ROOMS["demo"] = ROOMS["launch"] | {"launch", "offline", "interop", "inside"}
 ROOMS["fit"] = ROOMS["trainer"]
 ROOMS["suite"] = ROOMS["launch"] | {"launch", "fit"}
 ROOMS["convert"] = ROOMS["offline"] | {"offline"}
+ROOMS["downstream"] = ROOMS["offline"] | {"offline"}
 ROOMS["cli"] = set(ROOMS)
 ROOMS["__main__"] = {"cli"}
 

@@ -68,25 +68,40 @@ def recipes(as_json: Json = False) -> None:
     typer.echo(json.dumps(recipe_records(), indent=1)) if as_json else print_recipes()
 
 
-@app.command(epilog="Example: growth-ds evaluate runs/demo --store runs/demo/store --json")
+@app.command(epilog="Example: growth-ds evaluate runs/demo --task cola,rte --data glue --seeds 5")
 def evaluate(
-    source: CheckpointPath,
+    source: Annotated[Path, typer.Argument(help="A checkpoint, a run folder; for --task also a Hugging Face folder.")],
     store: Annotated[Path | None, typer.Option(help="Measure MLM loss and accuracy on its validation split.")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens of a row; default: 128, or the model's positions.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that are read at most.")] = 262144,
     logits: Annotated[Path | None, typer.Option(help="npz with ids, mask, types: write our logits for them.")] = None,
-    out: Annotated[Path | None, typer.Option(help="npz for --logits: mlm [B,T,V] and nsp [B,2].")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Fine-tune on: cola,rte, ... squad, or a text<TAB>label file.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of GLUE's (CoLA/train.tsv) or SQuAD's files.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Fine-tunings of each task.")] = 5,
+    out: Annotated[Path | None, typer.Option(help="npz of --logits: mlm [B,T,V], nsp [B,2]; JSON of --task.")] = None,
     ramp: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Progress of a growth's ramp; default: the checkpoint's own.")
     ] = None,
     as_json: Json = False,
     force: Force = False,
+    finish_ramp: Annotated[
+        bool, typer.Option("--finish-ramp", help="For --task, in a growth's ramp: its end.")
+    ] = False,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Of --task: lr, epochs, batch, length, limit.")
+    ] = None,
 ) -> None:
-    """Measure a model on a store, or write the logits of our own forward."""
+    """Measure a model on a store or by fine-tuning on tasks, or write the logits of our own forward."""
+    if task is not None and store is None and logits is None:
+        from growth_ds.downstream import print_tasks
+
+        return print_tasks(source, task, data, seeds, out, as_json, force, finish_ramp, sets or ())
     from growth_ds import offline
 
-    if (store is None) == (logits is None) or (logits is None) != (out is None):
-        raise UserError("evaluate: give either --store STORE, or --logits IN.npz with --out OUT.npz")
+    if (store is None) == (logits is None) or (logits is None) != (out is None) or task is not None:
+        raise UserError("evaluate: give either --store STORE, or --logits IN.npz with --out OUT.npz, or --task NAMES")
     checkpoint = offline.find_checkpoint(source)
     if store is not None:
         record: dict[str, Any] = offline.evaluate_store(checkpoint, store, length, tokens, ramp)

@@ -1,1 +1,1 @@
-"""Judging a model: masked-LM loss and accuracy with fixed masks, and the unigram baseline."""
+"""Judging a model: masked-LM loss with fixed masks, the unigram baseline, fine-tuning on downstream tasks."""

@@ -29,9 +29,9 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
 # New damaged files and command lines for every reader, 20 minutes of them; prints how many (GROWTH_DS_FUZZ_S: seconds
-# of each reader). `make test` tries a few, always the same.
+# of each reader; 0: a few, always the same).
 test-fuzz: $(READY)
-	GROWTH_DS_FUZZ_S=$${GROWTH_DS_FUZZ_S:-43} $(BIN)/python -m pytest -s tests/fuzz
+	GROWTH_DS_FUZZ_S=$${GROWTH_DS_FUZZ_S:-43} $(BIN)/python -m pytest -m fuzz -s tests/fuzz
 
 # BERT-Large on the CPU: needs 20 GiB and several minutes.
 test-large: $(READY)

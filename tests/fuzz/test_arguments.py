@@ -19,6 +19,8 @@ from tests.cli import tree
 from tests.fuzz.harness import TRIED, bounded, fuzz
 from tests.test_bad_input import home  # noqa: F401
 
+pytestmark = pytest.mark.fuzz
+
 WORDS = [
     "good.yaml", "deep.yaml", "ckpt", "store", "absent", "out", "/", ".", "", "-", "--", "-1", "0", "1", "2", "x",
     "tile", "stack", "0:end", "1:start", "9:end", "a=b", "seed=1", "stages.0.steps=1", "stages.9.steps=1", "auto",

@@ -1,7 +1,7 @@
 """Damaged and changed files and arguments: no reader raises anything but UserError, hangs, or writes.
 
-`make test` tries a few dozen examples of each reader, always the same; `make test-fuzz` tries new ones for 20 minutes
-(GROWTH_DS_FUZZ_S: seconds of each reader). What it once found stands in tests/test_refusals.py.
+`make test-fuzz` tries new examples for 20 minutes (GROWTH_DS_FUZZ_S: seconds of each reader; 0: a few dozen, always the
+same). What it once found stands in tests/test_refusals.py.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from growth_ds.suite.runs import load_suite
 from tests.checkpoints import small_tokenizer, write_by_two
 from tests.fuzz.harness import fuzz, reads_or_refuses
 from tests.fuzz.mutations import ODD, changed, damaged
+
+pytestmark = pytest.mark.fuzz
 
 CONFIGS = {kind: sorted(shipped(kind).glob("*.yaml")) for kind in ("run", "suite", "grow", "model")}
 LOADERS: dict[str, Callable[[Path], Any]] = {

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -167,7 +167,9 @@ def _over_ssh(launch: Launch, env: dict[str, str], hostfile: Path) -> Prepared:
 
     def start(left: list[tuple[str, int]], lost: list[str]) -> Fleet:
         known = {LOST_ENV: ",".join(lost)} if lost else {}
-        return Fleet(*_fleet(launch, env, ssh, left, handed | known))
+        # A master address that was given is the first host's; without that host it leads nowhere.
+        same = launch if left[0][0] == slots[0][0] else replace(launch, master_addr=None)
+        return Fleet(*_fleet(same, env, ssh, left, handed | known))
 
     def answers(host: str) -> bool:
         try:
@@ -210,7 +212,7 @@ def _elastic(argv: list[str]) -> tuple[Elastic, Callable[[int], bool]]:
     sets = [after for word, after in pairwise(argv) if word == "--set"]
     sets += [word.removeprefix("--set=") for word in argv if word.startswith("--set=")]
     try:
-        run = load_run(Path(argv[1]), sets)
+        run = load_run(_config(argv), sets)
     except UserError:
         return Elastic(), lambda ranks: True
 
@@ -221,6 +223,17 @@ def _elastic(argv: list[str]) -> tuple[Elastic, Callable[[int], bool]]:
             return False
 
     return run.engine.elastic, fits
+
+
+def _config(argv: list[str]) -> Path:
+    """CONFIG in `train [--option value]... CONFIG ...`; every option of train has a value."""
+    words = iter(argv[1:])
+    for word in words:
+        if not word.startswith("-"):
+            return Path(word)
+        if "=" not in word:
+            next(words, None)
+    return Path()
 
 
 def _slurm(launch: Launch, env: dict[str, str]) -> Prepared:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from growth_ds import launching
+from growth_ds.config import Elastic
 from growth_ds.config_file import dump_run
 from growth_ds.engine.fleet import KEEP_ALIVE
 from growth_ds.engine.hosts import PORTS
@@ -144,6 +145,38 @@ def test_mpi(hostfile, monkeypatch):
     assert words_after(command, "oob_tcp_if_include") == "ib0"
     handed = [command[i + 1] for i, word in enumerate(command) if word == "-x"]
     assert handed == ["GLOO_SOCKET_IFNAME", STOP_ENV, "NCCL_SOCKET_IFNAME"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "c.yaml", "--run-dir", "r"],
+        ["train", "--run-dir", "r", "c.yaml"],
+        ["train", "--set=a=b", "--set", "c=d", "c.yaml", "--until", "0:end"],
+    ],
+)
+def test_the_config_is_found_wherever_it_stands(argv):
+    assert launching._config(argv) == Path("c.yaml")
+
+
+def test_without_the_first_host_its_address_is_not_the_masters(hostfile, monkeypatch):
+    """What was given with --master-addr leads to a host that is lost."""
+    monkeypatch.setattr(launching.hosts, "resolve", {"n1": "10.0.0.1", "n2": "10.0.0.2"}.get)
+    seen = []
+
+    class Fleet:
+        lost, stopped = ["n1"], False
+
+        def __init__(self, commands, tasks):
+            seen.append([task.master_addr for task in tasks])
+
+        def run(self):
+            return 255 if len(seen) == 1 else 0
+
+    monkeypatch.setattr(launching, "Fleet", Fleet)
+    monkeypatch.setattr(launching, "_elastic", lambda argv: (Elastic(on_loss="shrink"), lambda ranks: True))
+    assert prepare(Launch(TRAIN, hostfile=hostfile, master_addr="10.9.9.9"), {}).run() == 0
+    assert seen == [["10.9.9.9", "10.9.9.9"], ["10.0.0.2"]]
 
 
 REFUSED = {

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from growth_ds.checkpoint import MANIFEST
 from growth_ds.config_file import overridden
@@ -28,6 +28,9 @@ from growth_ds.evaluate.squad import answer, read_splits
 from growth_ds.evaluate.tasks import find_task
 from growth_ds.files import sha256, write_durably
 from growth_ds.interop.huggingface import VOCABULARIES
+
+if TYPE_CHECKING:
+    from growth_ds.engine.places import RankInfo
 
 Record = dict[str, Any]
 PATIENCE = timedelta(days=7)
@@ -151,9 +154,18 @@ def _opened(out: Path, identity: Record, jobs: dict[str, Job], force: bool) -> R
 
 
 def _run_jobs(jobs: dict[str, Job], folder: Path, seeds: int, out: Path, opened: Callable[[], Record]) -> Record | None:
-    from growth_ds.engine.places import find_rank
+    from growth_ds.engine.places import find_rank, forget
 
-    place = find_rank()
+    try:
+        return _deal(find_rank(), jobs, folder, seeds, out, opened)
+    finally:
+        forget()
+
+
+def _deal(
+    place: RankInfo, jobs: dict[str, Job], folder: Path, seeds: int, out: Path, opened: Callable[[], Record]
+) -> Record | None:  # fmt: skip
+    """This rank's part of the tasks and seeds; on rank 0 all scores, once they are there."""
     store = _meeting_point(place.rank, place.world_size) if place.world_size > 1 else None
     record = _agreed(store, place.rank, opened)
     todo = [

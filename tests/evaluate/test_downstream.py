@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -37,6 +38,7 @@ def test_the_table_of_a_checkpoint_goes_on_where_it_stopped(run, toy, store, tmp
     write_random(tmp_path / "run", sizes, tokenizer=store / "tokenizer")
     first = run(tmp_path / "run", "--task", toy, "--seeds", 2, *HOW)
     assert first.code == 0, first.err
+    assert not {"RANK", "WORLD_SIZE"} & os.environ.keys(), "what this process starts later would take itself for a rank"
     assert first.out.splitlines()[0].split() == ["task", "metric", "median", "min", "max", "baseline", "seeds"]
     out = tmp_path / "run.tasks.json"
     before = json.loads(out.read_text())["tasks"][str(toy)]["scores"]

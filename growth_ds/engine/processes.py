@@ -86,6 +86,21 @@ def launcher_ancestors(pid: int | None = None) -> list[tuple[int, int]]:
     return found
 
 
+def launchers_behind_ssh() -> list[tuple[int, int]]:
+    """(pid, start) of the launchers on this host that started this process through ssh to it, as pdsh does.
+
+    They are no ancestors, sshd is: `deepspeed` runs pdsh, that an ssh for each host. Nothing for one on another host.
+    """
+    client, port, server, *_ = [*os.environ.get("SSH_CONNECTION", "").split(), "", "", ""]
+    if not client or client != server:  # who calls a host from itself uses the address that is called
+        return []
+    with contextlib.suppress(psutil.Error, OSError, ValueError):
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr == (client, int(port)) and connection.pid:
+                return launcher_ancestors(connection.pid)
+    return []
+
+
 def owner() -> list[tuple[int, int]]:
     """(pid, start) of the caller of `run_ranks` above this rank, if there is one.
 

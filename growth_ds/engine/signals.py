@@ -40,7 +40,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from growth_ds.engine.processes import is_alive, launcher_ancestors, owner
+from growth_ds.engine.processes import is_alive, launcher_ancestors, launchers_behind_ssh, owner
 from growth_ds.engine.reports import STOPPED, exit_now
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -59,7 +59,7 @@ class StopFlag:
 
     def __init__(self, watch_ancestors: bool = True, interval_s: float = 0.5) -> None:
         self.reason = ""  # why: a signal's name or "the launcher died"
-        self._ancestors = [*launcher_ancestors(), *owner()] if watch_ancestors else []
+        self._ancestors = [*launcher_ancestors(), *launchers_behind_ssh(), *owner()] if watch_ancestors else []
         self._interval = interval_s
         self._looked = 0.0
         self._previous: dict[int, Any] = {}

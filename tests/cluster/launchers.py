@@ -39,11 +39,11 @@ class Launcher:
         (self.folder / ".deepspeed_env").write_text("DS_ACCELERATOR=cpu\nOMP_NUM_THREADS=1\n")
         return str(path)
 
-    def on_head(self, command: list[str], **env: str) -> Started:
+    def on_head(self, command: list[str], host: str = HEAD, **env: str) -> Started:
         environment = {**ENVIRONMENT, **env}
         if self.lost is not None and not self.hold.exists():
             self.lab.cut(self.lost)
-        return [self.lab.start(HEAD, command, cwd=self.folder, env=environment, log=self.log)]
+        return [self.lab.start(host, command, cwd=self.folder, env=environment, log=self.log)]
 
     def on_both(self, *commands: list[str]) -> Started:
         if self.lost is not None:
@@ -93,9 +93,9 @@ def mpirun(run: Launcher) -> Started:
     return run.on_head(command + run.train)
 
 
-def pdsh(run: Launcher) -> Started:
+def pdsh(run: Launcher, host: str = HEAD) -> Started:
     command = [*_DEEPSPEED, "--hostfile", run.hostfile(), "--master_port", str(next(_ports)), "--no_local_rank"]
-    return run.on_head([*command, "--module", *run.train[2:]], PDSH_SSH_ARGS_APPEND=_KEEP_ALIVE)
+    return run.on_head([*command, "--module", *run.train[2:]], host, PDSH_SSH_ARGS_APPEND=_KEEP_ALIVE)
 
 
 def without_ssh(run: Launcher) -> Started:

@@ -1,7 +1,7 @@
 """A rank killed, a launcher killed, a cable out, a host gone before the start: under each launcher, on two hosts.
 
 Everything ends within a minute, with a code that is not 0, nothing of the run left on any host, and a sentence that
-names the host that is to blame. What a launcher of others cannot do stands in GOES_ON, STAYS and NAMELESS.
+names the host that is to blame. What a launcher of others cannot do stands in STAYS and NAMELESS.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.cluster.lab import Lab, wait_for
-from tests.cluster.launchers import LAUNCHERS, Launcher, Started
+from tests.cluster.launchers import LAUNCHERS, Launcher, Started, pdsh
 from tests.cluster.runs import steps
 from tests.cluster.settings import HEAD, HOSTS, NODES
 
@@ -28,10 +29,10 @@ START_S = 120.0
 MIDDLE = 25
 """A step of stage 2, after the growth and a checkpoint."""
 TRIED = [name for name in LAUNCHERS if name.startswith("growth-ds") or name in ("deepspeed (pdsh)", "torchrun")]
-SAVES = {"growth-ds launch --hostfile", "growth-ds launch --mpi", "torchrun"}
+STARTS = {**LAUNCHERS, "deepspeed (pdsh)": partial(pdsh, host="n1")}
+"""`deepspeed` on a node: killed on a host that has no rank it goes on as pdsh, and nobody learns of it."""
+SAVES = {"growth-ds launch --hostfile", "growth-ds launch --mpi", "deepspeed (pdsh)", "torchrun"}
 """Their ranks save when the launcher is killed. A job of Slurm is over with its script: they may be too slow."""
-GOES_ON = {("deepspeed (pdsh)", "launcher killed")}
-"""pdsh and its ranks never learn of it."""
 STAYS = {("torchrun", "cable out"): r"-m torch\.distributed\.run"}
 """What is left for minutes: torchrun's own process on the cut host, which waits for the list of hosts on the other."""
 NAMELESS = {("torchrun", "host gone before")}
@@ -46,8 +47,8 @@ def kill_rank(lab: Lab) -> None:
 
 
 def kill_launcher(lab: Lab) -> None:
-    """The one on the head; of those that are called on every host, that of n2."""
-    kinds = [(HEAD, "growth_ds launch"), (HEAD, "deepspeed.launcher.runner"), ("n2", "torch.distributed.run")]
+    """The one on the head or the first node; of those that are called on every host, that of n2."""
+    kinds = [(HEAD, "growth_ds launch"), ("n1", "deepspeed.launcher.runner"), ("n2", "torch.distributed.run")]
     next(process for host, kind in kinds if (process := _find(lab, host, kind))).kill()
 
 
@@ -76,18 +77,16 @@ def test_fault(lab, endless, tmp_path, suffered, launcher, fault):
     case, log = (launcher, fault), tmp_path / "log"
     started = _begin(lab, launcher, fault, endless, tmp_path)
     begun = time.monotonic()
-    if case in GOES_ON:
-        _goes_on(lab, tmp_path / "run")
     left = _left(lab, started, STAYS.get(case))
     seconds, text = time.monotonic() - begun, log.read_text()
     codes = [process.poll() for process in started]
     said = _line_of(SENTENCE.search(text))
-    suffered(launcher, fault, seconds, codes, "goes on; " * (case in GOES_ON) + said)
+    suffered(launcher, fault, seconds, codes, said)
     assert not left, (left, text)
     assert any(codes), (codes, text)
     assert 0 not in codes, (codes, text)
     if fault == "launcher killed":
-        assert "stopped after step" in text or (launcher not in SAVES and case not in GOES_ON), text
+        assert "stopped after step" in text or launcher not in SAVES, text
     elif case not in NAMELESS:
         assert said, text
 
@@ -96,20 +95,13 @@ def _begin(lab: Lab, launcher: str, fault: str, config: Path, folder: Path) -> S
     """Start, and let the fault happen; returns at that moment."""
     strike = FAULTS[fault]
     run = Launcher(lab, config, folder, lost=None if strike else "n2")
-    started = LAUNCHERS[launcher](run)
+    started = STARTS[launcher](run)
     if strike is None:
         return started
     wait_for(lambda: steps(folder / "run") >= MIDDLE or started[0].poll() is not None, START_S, f"step {MIDDLE}")
     assert started[0].poll() is None, run.log.read_text()
     strike(lab)
     return started
-
-
-def _goes_on(lab: Lab, folder: Path) -> None:
-    """Steps are made as before; SIGTERM to any rank ends the run, and saves."""
-    before = steps(folder)
-    wait_for(lambda: steps(folder) >= before + 20, LIMIT_S / 2, "twenty more steps")
-    _python(lab, "n1", "growth_ds train").terminate()
 
 
 def _left(lab: Lab, started: Started, stays: str | None) -> list[str]:

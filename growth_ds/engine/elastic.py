@@ -51,7 +51,7 @@ def run_elastic(
     `start`: a launch on these slots, told which hosts were lost before; `fits`: whether so many ranks can share the
     batches; `answers`: whether a host can be reached.
     """
-    left, lost, restarts = slots, list[str](), 0
+    left, lost, restarts, why = slots, list[str](), 0, ""
     with StopFlag(watch_ancestors=False) as stop:
         while True:
             launched = start(left, lost)
@@ -64,13 +64,14 @@ def run_elastic(
                 return code
             restarts += 1
             if elastic.on_loss == "shrink":
-                left = without(left, lost, fits)
+                others = [(host, ranks) for host, ranks in left if host not in lost]
+                left, why = without(others, [], fits), _why(others)
             elif not _wait(lost, elastic.wait_s, answers, stop, say):
-                left = []
+                left, why = [], f"not back after {elastic.wait_s:,.0f} s"
             if stop:
                 return STOPPED
             if not left:
-                say(f"{', '.join(lost)}: lost, and the run cannot go on without; the same command goes on later")
+                say(f"{', '.join(lost)}: lost, and the run cannot go on ({why}); the same command goes on later")
                 return code
             say(f"{', '.join(lost)}: lost; going on with {_ranks(left)} of {_ranks(slots)} ranks ({restarts})")
 
@@ -83,6 +84,12 @@ def without(slots: Slots, lost: list[str], fits: Callable[[int], bool]) -> Slots
         if ranks > 1:
             left.append((host, ranks - 1))
     return left
+
+
+def _why(others: Slots) -> str:
+    if not others:
+        return "no host is left"
+    return f"stages.*.batch: none of 1 to {_ranks(others)} ranks can share the global batch of every stage"
 
 
 def _ranks(slots: Slots) -> int:

@@ -95,6 +95,25 @@ def test_hosts_over_ssh(on_loss, tmp_path, expected, ran):
     ran(f"growth-ds launch --hostfile, host lost, {on_loss}", f"2 hosts x 1, then {after} ranks")
 
 
+@pytest.mark.parametrize("cut", NODES)
+def test_cable_out_for_good(lab, cut, tmp_path, expected, ran):
+    """The other host goes on, also where it was not the first; what is cut off still sees the run folder, and ends."""
+    config, log = config_of(tmp_path, on_loss="shrink"), tmp_path / "log"
+    (tmp_path / "hosts").write_text("".join(f"{host} slots=1\n" for host in NODES))
+    command = [sys.executable, "-m", "growth_ds", "launch", "--hostfile", "hosts", "--"]
+    command += ["train", str(config), "--run-dir", str(tmp_path / "run")]
+    process = lab.start(HEAD, command, cwd=tmp_path, env=ENVIRONMENT, log=log)
+    wait_for(lambda: steps(tmp_path / "run") >= 40 or process.poll() is not None, LIMIT_S, "step 40")
+    lab.cut(cut)
+    assert process.wait(timeout=LIMIT_S) == 0, log.read_text()
+    assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-5)
+    [move] = moves(tmp_path / "run")
+    assert (move["before"], move["ranks"], move["lost"]) == (2, 1, [cut])
+    of_run = [pid for pid in lab.pids(cut) if psutil.pid_exists(pid) and str(config) in psutil.Process(pid).cmdline()]
+    assert not of_run
+    ran(f"growth-ds launch --hostfile, {cut} cut off, shrink", "2 hosts x 1, then 1 rank")
+
+
 def test_torchrun_elastic(tmp_path, expected, ran):
     """The agent and the rank of one host are killed: the other agent goes on by itself, with one rank."""
     config, port = config_of(tmp_path), free_port()

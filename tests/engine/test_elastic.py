@@ -71,7 +71,13 @@ def test_the_last_host_cannot_be_done_without():
     launches = Launches(Fake(255, ["n1", "n2", "n3"]))
     code, said = go(launches, on_loss="shrink")
     assert code == 255
-    assert said == ["n1, n2, n3: lost, and the run cannot go on without; the same command goes on later"]
+    assert said == ["n1, n2, n3: lost, and the run cannot go on (no host is left); the same command goes on later"]
+
+
+def test_no_number_of_ranks_fits():
+    code, said = go(Launches(Fake(255, ["n2"])), on_loss="shrink", fits=lambda ranks: ranks == 6)
+    assert code == 255
+    assert "stages.*.batch: none of 1 to 4 ranks" in said[-1]
 
 
 @pytest.fixture
@@ -91,7 +97,7 @@ def test_wait_goes_on_with_all_when_it_is_back(quick):
 def test_wait_has_an_end(quick):
     code, said = go(Launches(Fake(255, ["n2"])), on_loss="wait", wait_s=0.05, answers=lambda host: False)
     assert code == 255
-    assert "cannot go on without" in said[-1]
+    assert "cannot go on (not back after 0 s)" in said[-1]
 
 
 def test_a_stop_while_it_waits(quick):

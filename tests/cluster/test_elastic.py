@@ -64,9 +64,8 @@ def moves(folder: Path) -> list[dict[str, object]]:
     return [line for line in run.records(run.ledger) if line["event"] == "ranks"]
 
 
-@pytest.mark.parametrize("on_loss", ["shrink", "wait"])
-def test_hosts_over_ssh(on_loss, tmp_path, expected, ran):
-    config = config_of(tmp_path, on_loss=on_loss, wait_s=60)
+def test_a_host_is_waited_for(tmp_path, expected, ran):
+    config = config_of(tmp_path, on_loss="wait", wait_s=60)
     (tmp_path / "hosts").write_text("one slots=1\ntwo slots=1\n")
     (tmp_path / "transport").write_text(LOSING)
     (tmp_path / "transport").chmod(0o755)
@@ -81,23 +80,21 @@ def test_hosts_over_ssh(on_loss, tmp_path, expected, ran):
         wait_for(lambda: steps(tmp_path / "run") >= 40 or process.poll() is not None, LIMIT_S, "step 40")
         (tmp_path / "away.two").touch()
         kill(psutil.Process(int((tmp_path / "pid.two").read_text())))
-        if on_loss == "wait":
-            wait_for(lambda: "waiting for it" in log.read_text(), 60, "the launcher waits")
-            (tmp_path / "away.two").unlink()
+        wait_for(lambda: "waiting for it" in log.read_text(), 60, "the launcher waits")
+        (tmp_path / "away.two").unlink()
         assert process.wait(timeout=LIMIT_S) == 0, log.read_text()
     finally:
         process.kill()
-    after = 1 if on_loss == "shrink" else 2
     assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-5)
     [move] = moves(tmp_path / "run")
-    assert (move["before"], move["ranks"], move["lost"]) == (2, after, ["two"])
-    assert f"two: lost; going on with {after} of 2 ranks (1)" in log.read_text()
-    ran(f"growth-ds launch --hostfile, host lost, {on_loss}", f"2 hosts x 1, then {after} ranks")
+    assert (move["before"], move["ranks"], move["lost"]) == (2, 2, ["two"])
+    assert "two: lost; going on with 2 of 2 ranks (1)" in log.read_text()
+    ran("growth-ds launch --hostfile, host lost, wait", "2 hosts x 1, twice")
 
 
-@pytest.mark.parametrize("cut", NODES)
-def test_cable_out_for_good(lab, cut, tmp_path, expected, ran):
-    """The other host goes on, also where it was not the first; what is cut off still sees the run folder, and ends."""
+def test_the_first_host_is_cut_off_for_good(lab, tmp_path, expected, ran):
+    """The other one goes on with the master address of its own; what is cut off still sees the run folder, and ends."""
+    cut = NODES[0]
     config, log = config_of(tmp_path, on_loss="shrink"), tmp_path / "log"
     (tmp_path / "hosts").write_text("".join(f"{host} slots=1\n" for host in NODES))
     command = [sys.executable, "-m", "growth_ds", "launch", "--hostfile", "hosts", "--"]
@@ -111,7 +108,7 @@ def test_cable_out_for_good(lab, cut, tmp_path, expected, ran):
     assert (move["before"], move["ranks"], move["lost"]) == (2, 1, [cut])
     of_run = [pid for pid in lab.pids(cut) if psutil.pid_exists(pid) and str(config) in psutil.Process(pid).cmdline()]
     assert not of_run
-    ran(f"growth-ds launch --hostfile, {cut} cut off, shrink", "2 hosts x 1, then 1 rank")
+    ran("growth-ds launch --hostfile, cable out, shrink", "2 hosts x 1, then 1 rank")
 
 
 def test_torchrun_elastic(tmp_path, expected, ran):

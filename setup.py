@@ -30,7 +30,15 @@ CORE = [
     "zstandard>=0.22",
 ]
 EVALUATE = ["scikit-learn>=1.4", "scipy>=1.11"]  # `evaluate --task` alone
-DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-psutil"]
+DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-psutil", "pdoc>=15"]
+EXTRAS = {
+    "mpi": ["mpi4py>=4"],
+    "wandb": ["wandb>=0.17"],
+    "mlflow": ["mlflow>=2.14"],
+    "datasets": ["datasets>=3"],
+    "evaluate": EVALUATE,
+    "dev": [*EVALUATE, *DEV],
+}
 
 setup(
     name="growth_ds",
@@ -46,6 +54,6 @@ setup(
     install_requires=CORE,
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildOps},
-    extras_require={"mpi": ["mpi4py>=4"], "evaluate": EVALUATE, "dev": [*EVALUATE, *DEV]},
+    extras_require=EXTRAS,
     entry_points={"console_scripts": ["growth-ds=growth_ds.cli:main"]},
 )

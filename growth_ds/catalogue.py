@@ -169,6 +169,7 @@ AREAS = {
     "growth_ds.data": "GDS-D03",
     "growth_ds.data.corpus": "GDS-D01",
     "growth_ds.data.pycorpus": "GDS-D01",
+    "growth_ds.data.hub": "GDS-D01",
     "growth_ds.data.prepare": "GDS-D01",
     "growth_ds.data.tokenizer": "GDS-D02",
     "growth_ds.data.unigram": "GDS-D02",

@@ -85,7 +85,7 @@ def evaluate(
         str | None, typer.Option(help="Instead: fine-tune on cola,rte, ... squad, or a text<TAB>label file.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="For --task: folder of GLUE's (CoLA/train.tsv) or SQuAD's files.")
+        Path | None, typer.Option(help="For --task: folder of GLUE's or SQuAD's files, or hf:nyu-mll/glue.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fine-tunings of each task.")] = 5,
     out: Annotated[Path | None, typer.Option(help="npz of --logits: mlm [B,T,V], nsp [B,2]; JSON of --task.")] = None,

@@ -2,7 +2,8 @@
 
     hf:NAME[:CONFIG[:SPLIT]]    the split's column `text`; NAME may be a folder here (`save_to_disk`, or of JSON lines)
 
-The package is asked for at that moment alone; its rows are streamed into one `.jsonl` beside the store, which goes when
+`evaluate --task cola --data hf:nyu-mll/glue` reads its rows by the same door (`evaluate/glue.py`). The package is asked
+for at that moment alone; `prepare`'s rows are streamed into one `.jsonl` beside the store, which goes when
 the store is made.
 """
 
@@ -12,7 +13,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def _written(given: str, folder: Path) -> Path:
     name, config, split = _parts(given)
     path = folder / f"{name.strip('/').replace('/', '--')}-{config or ''}-{split}.jsonl"
     with path.open("w", encoding="utf-8") as file:
-        for number, row in enumerate(_rows(given, name, config, split)):
+        for number, row in enumerate(rows(given, name, config, split)):
             text = row.get("text")
             if not isinstance(text, str):
                 columns = ", ".join(row)
@@ -64,19 +65,28 @@ def _parts(given: str) -> tuple[str, str | None, str]:
     return name, config or None, split or _SPLIT
 
 
-def _rows(given: str, name: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
+def rows(given: str, name: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
+    """The rows of one split, in order, with labels by their names where the dataset has names. Raises UserError.
+
+    `name`: of the hub, or a folder here: of `save_to_disk` (with a `config`, the folder of that name in it), or of
+    files that `datasets` reads. `given`: how the user wrote it.
+    """
     try:
         import datasets
     except ImportError:
         raise UserError(f"{given}: datasets is not installed; pip install 'growth_ds[datasets]'") from None
     for package in ("datasets", "huggingface_hub"):
         logging.getLogger(package).setLevel(logging.ERROR)  # five retries are no news; the last one's error is
+    saved = Path(name, config or "")
     try:
-        if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
-            found = datasets.load_from_disk(name)
-            yield from found[split] if isinstance(found, datasets.DatasetDict) else found
+        if (saved / "state.json").is_file() or (saved / "dataset_dict.json").is_file():
+            held = datasets.load_from_disk(str(saved))
+            found = held[split] if isinstance(held, datasets.DatasetDict) else held
         else:
-            yield from datasets.load_dataset(name, config, split=split, streaming=True)
+            found = datasets.load_dataset(name, config, split=split, streaming=True)
+        names = getattr((getattr(found, "features", None) or {}).get("label"), "names", None)
+        for row in found:
+            yield row if names is None or row["label"] < 0 else {**row, "label": names[row["label"]]}
     except Exception as error:  # of the network, the hub, the formats: whatever it is, in one line
         line = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")[:200]
         raise UserError(

@@ -50,7 +50,10 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["growth_ds", "growth_ds.*"]), "growth_ds.configs"],
     package_dir={"growth_ds.configs": "configs"},
-    package_data={"growth_ds.configs": ["*/*.yaml", "*/*.json"], "growth_ds": ["py.typed", "*/README.md"]},
+    package_data={
+        "growth_ds.configs": ["*/*.yaml", "*/*.json"],
+        "growth_ds": ["py.typed", "*/README.md", "*/*/README.md"],
+    },
     install_requires=CORE,
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildOps},

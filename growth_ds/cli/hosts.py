@@ -24,7 +24,8 @@ def launch(
         int | None, typer.Option(min=1, help="Ranks on this machine; with --slurm or --mpi ranks in all.")
     ] = None,
     hostfile: Annotated[
-        Path | None, typer.Option(help="Lines `n1 slots=2`: hosts that ssh reaches. Default: this machine.")
+        Path | None,
+        typer.Option(help="Lines `n1 slots=2`: hosts that ssh reaches. Default: --ranks, --slurm or --mpi says where."),
     ] = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="Start ranks with srun, inside a job.")] = False,
     mpi: Annotated[bool, typer.Option("--mpi", help="Start ranks with Open MPI's mpirun.")] = False,

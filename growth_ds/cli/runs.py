@@ -17,7 +17,7 @@ from growth_ds.errors import UserError
 def prepare(
     inputs: Annotated[
         list[str],
-        typer.Argument(help="Files, folders, globs: .txt, .jsonl, also .gz, .zst; or hf:NAME[:CONFIG[:SPLIT]]."),
+        typer.Argument(help=".txt, .jsonl (field text), also .gz, .zst; folders; globs; hf:NAME[:CONFIG[:SPLIT]]."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the store that is written.")],
     tokenizer: Annotated[
@@ -58,7 +58,9 @@ def plan(
     interconnect: Annotated[
         str | None, typer.Option(help="For --nodes: bits a second of each GPU's link (400g), or of a node's (8x100g).")
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0.0, help="For --hardware: price of a GPU and hour.")] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0.0, help="For --hardware: price of a GPU and hour, in any currency.")
+    ] = None,
     as_json: Json = False,
     sets: Sets = None,
 ) -> None:

@@ -1,6 +1,6 @@
 # make demo    set up, then watch a BERT grow (two CPU ranks, no data of yours, no network)
 # make test    set up, then the tests
-# make check   ruff, types, import rules; CUDA kernels compile without spills (where nvcc is)
+# make check   ruff, types, import rules, API page; CUDA kernels compile without spills (where nvcc is)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OPS := $(wildcard csrc/*.py csrc/*/*)
 
-.PHONY: demo ops test test-slow test-state test-faults test-large test-gpu test-cluster test-cluster-core test-image test-fuzz lint-docker bench suite-s bench-gpu check format clean
+.PHONY: demo ops test test-slow test-state test-faults test-large test-gpu test-cluster test-cluster-core test-image test-fuzz test-pythons lint-docker bench suite-s bench-gpu check docs format clean
 
 demo: $(READY)
 	$(BIN)/growth-ds demo
@@ -52,6 +52,10 @@ test-cluster-core: $(READY)
 	bash tests/cluster/packages.sh
 	$(BIN)/python -m pytest -m core -rs tests/cluster
 
+# The wheel without a compiler, and the tests that need no torch, under every Python from 3.10 to 3.13 that is here.
+test-pythons:
+	bash tests/pythons.sh
+
 # docker/Dockerfile.cpu built by buildah on a base made of this Debian, and run in two containers on those two hosts; 5 GB
 # of disk for the time being. Root and Debian as above; pip finds torch where it finds it here (PIP_EXTRA_INDEX_URL).
 test-image: $(READY)
@@ -86,8 +90,13 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
+	$(BIN)/python docs/api.py
 	$(BIN)/python csrc/check_cuda.py
 	bash docker/lint.sh $(BIN)
+
+# The API page of what a researcher calls from Python, in build/docs; a warning of pdoc's fails it.
+docs: $(READY)
+	$(BIN)/python docs/api.py
 
 # The fused ops alone, after a change in csrc.
 ops:

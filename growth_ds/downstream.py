@@ -235,7 +235,7 @@ def _write(out: Path, record: Record) -> None:
     try:
         write_durably(out, json.dumps(record, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out", "GDS-O01") from None
 
 
 def lines(record: Record, names: Sequence[str], seeds: int) -> list[str]:

@@ -1,11 +1,23 @@
 """The exceptions that are meant for the person who typed the command."""
 
+from __future__ import annotations
+
+import sys
+
 
 class UserError(Exception):
     """What the user gave cannot be used: one line that names the file and key, what is wrong, and the fix.
 
-    The command line prints the line and exits with 2; it never shows a traceback for it.
+    The command line prints the line, with the error's code at its end, and exits with 2; it never shows a traceback for
+    it. The code is given, or that of the module that made the error (`growth_ds.catalogue`).
     """
+
+    code: str | None = None
+
+    def __init__(self, line: object = "", code: str | None = None) -> None:
+        super().__init__(line)
+        self.code = code or self.code
+        self.made_in = str(sys._getframe(1).f_globals.get("__name__", ""))
 
     on_all_ranks = False
     """Whether it is known that every rank raises one at this place (`distributed.settle`): they can still agree."""
@@ -16,6 +28,8 @@ class Unreadable(UserError):
 
     Not to be taken for damage: nothing older is used in its place, and nothing is removed.
     """
+
+    code = "GDS-K02"
 
 
 class GrowthFailed(Exception):

@@ -81,7 +81,9 @@ def check_hosts(hostfile: Path, ssh: str, folder: Path, python_path: str | None 
         try:
             token.write_text("", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}); start where runs are to be") from None
+            raise UserError(
+                f"{folder}: cannot be written ({error.strerror}); start where runs are to be", "GDS-O01"
+            ) from None
         with ThreadPoolExecutor(AT_ONCE) as pool:
             told = list(pool.map(lambda name: _facts(way, name, token), names))
         findings = [finding for each in told for finding in each]

@@ -127,7 +127,9 @@ class FolderLock:
         except FileNotFoundError:
             raise UserError(f"{self.folder}: is not there; give a folder that exists") from None
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); give another folder") from None
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); give another folder", "GDS-O01"
+            ) from None
 
     def _is_current(self, descriptor: int) -> bool:
         """False when the file that we locked was removed meanwhile: the next one has a lock of its own."""

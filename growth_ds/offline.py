@@ -52,9 +52,9 @@ def check_free(out: Path, force: bool) -> None:
     try:
         put_back(out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out", "GDS-O01") from None
     if out.exists() and not force:
-        raise UserError(f"{out}: exists; give another --out, or --force to replace it")
+        raise UserError(f"{out}: exists; give another --out, or --force to replace it", "GDS-O01")
 
 
 def write_checkpoint(
@@ -71,7 +71,7 @@ def write_checkpoint(
                 writer.add(name, read(name))
             writer.commit()
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); give a folder that can") from None
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give a folder that can", "GDS-O01") from None
 
 
 def grow_checkpoint(
@@ -93,7 +93,7 @@ def grow_checkpoint(
     if plan.splits:
         plan = growth_plan(source.model, target, grow, order=_order(source, store))
     if plan.learned is not None:
-        raise UserError(f"grow.recipe: {grow.recipe} is learned on data; use it in a run (growth-ds train)")
+        raise UserError(f"grow.recipe: {grow.recipe} is learned on data; use it in a run (growth-ds train)", "GDS-G03")
     facts = {**source.facts, "grown": [*source.facts.get("grown", []), plan.to_json()]}
     for key in ("probe", "ramp", "lr", "lr_decay"):
         facts.pop(key, None)
@@ -122,7 +122,7 @@ def _order(source: Checkpoint, store: Path | None) -> Order:
     from growth_ds.importance import order_of
 
     if store is None:
-        raise UserError("grow: moebert measures the units on text; give --store with a store, or use upcycle")
+        raise UserError("grow: moebert measures units on text; give --store with a store, or use upcycle", "GDS-G03")
     validation, _ = _validation(source, store, None, tokens=1 << 16)
     return dict(enumerate(order_of(source, source.model, validation.batches(validation.length))))
 

@@ -21,7 +21,7 @@ def report(runs: Sequence[Path], out: Path | None, layers: bool, force: bool) ->
     if out.is_dir():
         raise UserError(f"{out}: is a folder; give --out the name of a file")
     if out.exists() and not force:
-        raise UserError(f"{out}: exists; give another --out, or --force to replace it")
+        raise UserError(f"{out}: exists; give another --out, or --force to replace it", "GDS-O01")
     first.run()  # says what is no run before anything is loaded
     others = dict(zip(names(runs)[1:], runs[1:], strict=True))
     found = []

@@ -52,7 +52,7 @@ class RunFolder:
     def check_place(self) -> None:
         """Raises UserError if something stands here that is not a run folder."""
         if self.path.exists() and not self.config.exists() and not (self.path.is_dir() and self._only_ours()):
-            raise UserError(f"{self.path}: exists and is not a run folder; give another --run-dir")
+            raise UserError(f"{self.path}: exists and is not a run folder; give another --run-dir", "GDS-O01")
 
     def claim(self, run: Run, data: str, fresh: bool = False) -> None:
         """Check, and make the folder this run's own. Raises UserError as `check` does, or if it cannot be written."""
@@ -60,7 +60,9 @@ class RunFolder:
         try:
             write_durably(self.config, dump_run(run))
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); give another --run-dir") from None
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); give another --run-dir", "GDS-O01"
+            ) from None
 
     def make(self, run: Run, data: str, fresh: bool = False) -> None:
         """Check, and make the folders alone: there is a place for the lock then. Raises UserError as `claim` does."""
@@ -68,7 +70,9 @@ class RunFolder:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); give another --run-dir") from None
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); give another --run-dir", "GDS-O01"
+            ) from None
 
     def _check_same(self, run: Run, data: str, fresh: bool) -> None:
         written = self.run()

@@ -37,7 +37,7 @@ def agreed(where: Path) -> Iterator[dict[str, Any]]:
     try:
         yield outcome
     except OSError as error:
-        problem = UserError(f"{error.filename or where}: cannot be written ({error.strerror})")
+        problem = UserError(f"{error.filename or where}: cannot be written ({error.strerror})", "GDS-O01")
     except Exception as error:  # any: the others are about to wait for this rank
         problem = error
     distributed.settle(problem)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from growth_ds.catalogue import CATALOGUE
 from growth_ds.model import layout
 from tests.checkpoints import TINY, write_random
 from tests.cli import growth_ds, tree
@@ -51,6 +53,7 @@ def refused(home, monkeypatch, capsys):
         assert result.out == ""
         assert "Traceback" not in result.err
         assert result.err.count("\n") == 1, result.err
+        assert re.search(r" \[(GDS-[A-Z]\d\d)\]$", result.err.strip())[1] in CATALOGUE
         return result.err.strip()
 
     return refuse
@@ -209,7 +212,8 @@ def test_a_source_that_is_not_finite(refused, home):
     write_random(home / "bad", poison="layers.1.down.weight")
     before = tree(home)
     line = refused("grow", "bad", "--to", "deep.yaml", "--recipe", "stack", "--out", "out")
-    assert line == "bad: 'layers.1.down.weight': weight has values that are not finite; grow from an earlier checkpoint"
+    words = "bad: 'layers.1.down.weight': weight has values that are not finite; grow from an earlier checkpoint"
+    assert line == f"{words} [GDS-K01]"
     assert tree(home) == before
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from growth_ds import config
+from growth_ds.catalogue import code_of
 from growth_ds.config import Batch, Model
 from growth_ds.config_file import load_grow, load_model, load_run
 from growth_ds.errors import UserError
@@ -30,6 +31,7 @@ def refusal(path: Path, *overrides: str) -> str:
         load_run(path, overrides)
     text = str(caught.value)
     assert "\n" not in text
+    assert code_of(caught.value) in ("GDS-C01", "GDS-C02", "GDS-C03", "GDS-C04")
     return text.replace(str(path), "run.yaml")
 
 

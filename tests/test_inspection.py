@@ -104,7 +104,7 @@ def test_latest_names_nothing_else(run, tmp_path, name):
     (tmp_path / "run" / "checkpoints" / "latest").write_text(name)
     result = run(tmp_path / "run")
     assert result.code == 2
-    assert result.err == f"{tmp_path}/run/checkpoints/latest: names no checkpoint; give the folder of one\n"
+    assert result.err == f"{tmp_path}/run/checkpoints/latest: names no checkpoint; give the folder of one [GDS-K01]\n"
 
 
 def test_what_cannot_be_shown(run, path, tmp_path):

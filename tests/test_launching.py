@@ -223,7 +223,7 @@ def test_dry_run_prints_and_starts_nothing(monkeypatch, capsys, hostfile):
 def test_a_mistake_is_one_line(monkeypatch, capsys):
     result = growth_ds(monkeypatch, capsys, "launch", "--hostfile", "nowhere", "--", *TRAIN)
     assert (result.code, result.out) == (2, "")
-    assert result.err == "nowhere: the hostfile cannot be read (No such file or directory)\n"
+    assert result.err == "nowhere: the hostfile cannot be read (No such file or directory) [GDS-H01]\n"
 
 
 def environment() -> dict[str, str]:

@@ -168,5 +168,5 @@ def test_offline_it_is_refused(tmp_path, monkeypatch, capsys):
     argv = ("grow", source.path, "--times", "2", "--recipe", "ligo", "--out", tmp_path / "grown")
     refused = growth_ds(monkeypatch, capsys, *argv)
     assert refused.code == 2
-    assert refused.err.strip().endswith("grow.recipe: ligo is learned on data; use it in a run (growth-ds train)")
+    assert refused.err.strip().endswith("ligo is learned on data; use it in a run (growth-ds train) [GDS-G03]")
     assert not (tmp_path / "grown").exists()

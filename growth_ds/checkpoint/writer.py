@@ -38,7 +38,7 @@ def temporary_folder(out: Path) -> Path:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); give a folder that can") from None
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give a folder that can", "GDS-O01") from None
     return folder
 
 

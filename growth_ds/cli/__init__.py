@@ -1,6 +1,7 @@
 """`growth-ds`: parses, calls, exits. Every heavy import waits until its verb runs.
 
-Exit codes: 0 done, 2 something the user gave cannot be used (one line on stderr), 75 stopped and saved, else a crash.
+Exit codes: 0 done, 2 something the user gave cannot be used (one line on stderr, with a code of
+`growth_ds.catalogue`), 75 stopped and saved, else a crash.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import typer
 
+from growth_ds.catalogue import DENIED, USAGE, code_of
 from growth_ds.cli import checkpoints, hosts, runs
 from growth_ds.cli.common import app
 from growth_ds.errors import GrowthFailed, UserError
@@ -25,16 +27,16 @@ def main() -> None:
     try:
         code = app(standalone_mode=False) or 0
     except UserError as error:
-        code = _refuse(str(error), USER_ERROR, everywhere=getattr(error, "on_this_rank", False))
+        code = _refuse(f"{error} [{code_of(error)}]", USER_ERROR, everywhere=getattr(error, "on_this_rank", False))
     except GrowthFailed as error:
         code = _refuse(str(error), 1)
     except PermissionError as error:
         if error.filename is None:
             raise
         line = f"{error.filename}: {error.strerror} for user {os.geteuid()}; give that user rights there, or be another"
-        code = _refuse(line, USER_ERROR, everywhere=True)
+        code = _refuse(f"{line} [{DENIED}]", USER_ERROR, everywhere=True)
     except usage_error as error:
-        code = _refuse(f"growth-ds: {error.format_message()} See growth-ds --help.", USER_ERROR)
+        code = _refuse(f"growth-ds: {error.format_message()} See growth-ds --help. [{USAGE}]", USER_ERROR)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if "growth_ds.engine.distributed" in sys.modules:

@@ -17,14 +17,16 @@ def grow(
     source: CheckpointPath,
     recipe: Annotated[str, typer.Option(help="A name (`growth-ds recipes`), a Python file, or a YAML `grow:` block.")],
     out: Annotated[Path, typer.Option(help="Folder of the grown checkpoint.")],
-    to: Annotated[Path | None, typer.Option(help="YAML with the keys of a `model:` block; missing ones stay.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Instead of --times: YAML with keys of a `model:` block; others stay.")
+    ] = None,
     times: Annotated[int | None, typer.Option(min=2, help="Instead of --to: width (or depth) so often.")] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="Say what happens to every tensor.")] = False,
     as_json: Json = False,
     force: Force = False,
     finish_ramp: Annotated[bool, typer.Option("--finish-ramp", help="In the middle of a ramp: grow its end.")] = False,
     sets: Annotated[list[str] | None, typer.Option("--set", help="A key of the `grow:` block: ramp=500.")] = None,
-    store: Annotated[Path | None, typer.Option(help="For moebert: text to measure units on.")] = None,
+    store: Annotated[Path | None, typer.Option(help="For moebert: text to measure units on. Default: none.")] = None,
 ) -> None:
     """Grow a checkpoint: weights and, if it has them, both Adam moments."""
     from growth_ds import offline
@@ -71,14 +73,20 @@ def recipes(as_json: Json = False) -> None:
 @app.command(epilog="Example: growth-ds evaluate runs/demo --task cola,rte --data glue --seeds 5")
 def evaluate(
     source: Annotated[Path, typer.Argument(help="A checkpoint, a run folder; for --task also a Hugging Face folder.")],
-    store: Annotated[Path | None, typer.Option(help="Measure MLM loss and accuracy on its validation split.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="With --length and --tokens: MLM loss and accuracy on its validation split.")
+    ] = None,
     length: Annotated[int | None, typer.Option(help="Tokens of a row; default: 128, or the model's positions.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that are read at most.")] = 262144,
-    logits: Annotated[Path | None, typer.Option(help="npz with ids, mask, types: write our logits for them.")] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Fine-tune on: cola,rte, ... squad, or a text<TAB>label file.")
+    logits: Annotated[
+        Path | None, typer.Option(help="Instead: npz with ids, mask, types; write our logits for them.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of GLUE's (CoLA/train.tsv) or SQuAD's files.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Instead: fine-tune on cola,rte, ... squad, or a text<TAB>label file.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="For --task: folder of GLUE's or SQuAD's files, or hf:nyu-mll/glue.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fine-tunings of each task.")] = 5,
     out: Annotated[Path | None, typer.Option(help="npz of --logits: mlm [B,T,V], nsp [B,2]; JSON of --task.")] = None,
     ramp: Annotated[
@@ -153,9 +161,11 @@ def convert(
     source: Annotated[Path, typer.Argument(help="A checkpoint, a run folder, or a DeepSpeed folder (or its tag).")],
     out: Annotated[Path, typer.Option(help="Folder that is written.")],
     to: Annotated[str, typer.Option(help="checkpoint, or universal: for DeepSpeed's load_universal.")] = "checkpoint",
-    model: Annotated[Path | None, typer.Option(help="Sizes: YAML with the keys of `model:`, or a config.json.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Sizes: YAML of `model:` keys, or a config.json. Default: the source's own.")
+    ] = None,
     zero: Annotated[int, typer.Option(help="Stage that loads a universal folder; 1 or 2 serve all of 0.19.")] = 2,
-    tokenizer: Annotated[Path | None, typer.Option(help="Folder whose tokenizer goes into the checkpoint.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder whose tokenizer goes in. Default: none.")] = None,
     force: Force = False,
 ) -> None:
     """Read DeepSpeed's checkpoint folders, rigid and universal, or write a universal one."""

@@ -17,16 +17,27 @@ from growth_ds.cli.common import Json, app
     context_settings={"allow_interspersed_args": False},
 )
 def launch(
-    argv: Annotated[list[str], typer.Argument(metavar="-- train CONFIG ...", help="What every rank runs.")],
-    ranks: Annotated[int | None, typer.Option(min=1, help="So many: here, or with --slurm or --mpi in all.")] = None,
-    hostfile: Annotated[Path | None, typer.Option(help="Lines `n1 slots=2`: hosts that ssh reaches.")] = None,
-    slurm: Annotated[bool, typer.Option("--slurm", help="With srun, inside a job.")] = False,
-    mpi: Annotated[bool, typer.Option("--mpi", help="With Open MPI's mpirun.")] = False,
+    argv: Annotated[
+        list[str], typer.Argument(metavar="-- train CONFIG ...", help="The growth-ds command that every rank runs.")
+    ],
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Ranks on this machine; with --slurm or --mpi ranks in all.")
+    ] = None,
+    hostfile: Annotated[
+        Path | None,
+        typer.Option(help="Lines `n1 slots=2`: hosts that ssh reaches. Default: --ranks, --slurm or --mpi says where."),
+    ] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Start ranks with srun, inside a job.")] = False,
+    mpi: Annotated[bool, typer.Option("--mpi", help="Start ranks with Open MPI's mpirun.")] = False,
     interface: Annotated[
         str | None, typer.Option(help="Network between the hosts: eth0. Default: the way to the first host.")
     ] = None,
-    master_addr: Annotated[str | None, typer.Option(help="Address of the first host, as the others reach it.")] = None,
-    master_port: Annotated[int | None, typer.Option(help="A free port there.")] = None,
+    master_addr: Annotated[
+        str | None, typer.Option(help="First host, as the others reach it. Default: found here.")
+    ] = None,
+    master_port: Annotated[
+        int | None, typer.Option(help="A free port there, 1 to 65535. Default: one that is found free.")
+    ] = None,
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, or NAME as here. May be repeated.")] = None,
     ssh: Annotated[str | None, typer.Option(help="Instead of ssh: a command that takes HOST and a line.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, start nothing.")] = False,
@@ -44,8 +55,8 @@ def launch(
 
 @app.command(epilog="Example: growth-ds logs runs/demo --rank 1 --rank 3")
 def logs(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    rank: Annotated[list[int] | None, typer.Option(help="This rank alone. May be repeated.")] = None,
+    run: Annotated[Path, typer.Argument(help="The run folder, which holds logs/.")],
+    rank: Annotated[list[int] | None, typer.Option(help="This rank alone. May be repeated. Default: all.")] = None,
 ) -> None:
     """Show what the ranks of a run have printed on all hosts, as one text in order of time."""
     from growth_ds.rank_logs import merged
@@ -58,12 +69,17 @@ def logs(
 def doctor(
     hosts: Annotated[Path | None, typer.Option(help="A hostfile: check those hosts instead, by ssh.")] = None,
     ssh: Annotated[str | None, typer.Option(help="For --hosts, instead of ssh: takes HOST and a line.")] = None,
+    explain: Annotated[str | None, typer.Option(help="Instead: what an error's code means, such as GDS-C02.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show versions and devices, and which implementation every fused op takes here and why.
 
     With --hosts: does ssh reach each, are versions, folder and clock alike, how fast is the network? 1 if not.
     """
+    if explain is not None:
+        from growth_ds import catalogue
+
+        return typer.echo(catalogue.explain(explain))
     if hosts is not None:
         from growth_ds import host_check
         from growth_ds.launching import SSH_ENV

@@ -15,24 +15,31 @@ from growth_ds.errors import UserError
 
 @app.command(epilog="Example: growth-ds prepare corpus/*.jsonl.gz --out data/wiki --vocab-size 16000")
 def prepare(
-    inputs: Annotated[list[str], typer.Argument(help=".txt, .jsonl (field text), plain, .gz or .zst; folders, globs.")],
-    out: Annotated[Path, typer.Option(help="Folder of the store.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help=".txt, .jsonl (field text), also .gz, .zst; folders; globs; hf:NAME[:CONFIG[:SPLIT]]."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the store that is written.")],
     tokenizer: Annotated[
         str, typer.Option(help="sentencepiece, a vocab.txt, or a tokenizer folder.")
     ] = "sentencepiece",
-    vocab_size: Annotated[int, typer.Option(min=16, help="Pieces, for sentencepiece.")] = 8192,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,
-    valid: Annotated[float, typer.Option(help="Share of the documents kept for validation.")] = 0.02,
+    vocab_size: Annotated[
+        int, typer.Option(min=16, help="Pieces of a sentencepiece tokenizer that is trained.")
+    ] = 8192,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that tokenize. Default: all cores.")] = None,
+    valid: Annotated[float, typer.Option(help="Share of the documents kept for validation, from 0 to below 1.")] = 0.02,
     errors: Annotated[str, typer.Option(help="Text that is not UTF-8: 'strict' stops, 'replace' goes on.")] = "strict",
     force: Force = False,
 ) -> None:
     """Turn text into a store: tokens on disk, memory-mapped, with their tokenizer."""
+    from growth_ds.data import hub
     from growth_ds.data.prepare import prepare as build
 
     if errors not in ("strict", "replace"):
         raise UserError(f"--errors: '{errors}' is neither strict nor replace")
     options: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": vocab_size, "workers": workers}
-    store = build(inputs, out, **options, valid=valid, errors=errors, force=force)
+    with hub.local(inputs, out) as files:
+        store = build(files, out, **options, valid=valid, errors=errors, force=force)
     for name in ("train", "valid"):
         split = store.split(name)
         typer.echo(f"{out}: {name} {split.tokens:,} tokens in {split.documents:,} documents")
@@ -43,13 +50,17 @@ def plan(
     config: Config,
     ranks: Ranks = 1,
     fit: Annotated[bool, typer.Option("--fit", help="Also try micro-batches here, by training steps.")] = False,
-    hardware: Annotated[str | None, typer.Option(help="Forecast the time on such GPUs: v100, a100, h100, ...")] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="For --hardware: machines.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="For --hardware: GPUs of each.")] = 8,
+    hardware: Annotated[
+        str | None, typer.Option(help="Forecast the time on such GPUs: v100, a100, h100, ... Default: no forecast.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="For --hardware: number of machines.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="For --hardware: GPUs of each machine.")] = 8,
     interconnect: Annotated[
         str | None, typer.Option(help="For --nodes: bits a second of each GPU's link (400g), or of a node's (8x100g).")
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0.0, help="For --hardware: of a GPU and hour.")] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0.0, help="For --hardware: price of a GPU and hour, in any currency.")
+    ] = None,
     as_json: Json = False,
     sets: Sets = None,
 ) -> None:
@@ -87,10 +98,14 @@ def plan(
 @app.command(epilog="Example: growth-ds train configs/run/demo.yaml --ranks 2 --set stages.0.steps=50")
 def train(
     config: Config,
-    run_dir: Annotated[Path | None, typer.Option(help="Default: ./runs/<config name>/.")] = None,
-    ranks: Annotated[int | None, typer.Option(min=1, help="Start so many ranks with deepspeed's launcher.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Folder of the run. Default: ./runs/<config name>/.")] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Start so many ranks by deepspeed. Default: this process is the one rank.")
+    ] = None,
     resume: Annotated[str, typer.Option(help="auto: go on where the folder's run stopped; never: refuse.")] = "auto",
-    until: Annotated[str | None, typer.Option(help="A part: 0:end trains stage 0, 1:start also grows into 1.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Train a part: 0:end, or 1:start to grow into 1 too. Default: all.")
+    ] = None,
     sets: Sets = None,
 ) -> None:
     """Train, growing between stages. Under a launcher (deepspeed, torchrun, mpirun) this is one rank."""
@@ -119,9 +134,12 @@ def train(
 def compare(
     suite: Annotated[Path, typer.Argument(help="A suite's YAML file, for example configs/suite/s.yaml.")],
     out: Annotated[Path | None, typer.Option(help="Folder of all its runs. Default: ./runs/<file name>/.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="The first so many of its seeds.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="So many of its seeds, the first ones. Default: all.")
+    ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Of the from-scratch run: FLOPs (3e14) or a time here (90s, 20m, 2h).")
+        str | None,
+        typer.Option(help="Of the from-scratch run: FLOPs (3e14) or a time here (90s, 20m, 2h). Default: the suite's."),
     ] = None,
     methods: Annotated[str, typer.Option(help="These of its methods, with commas between. Default: all.")] = "",
     ranks: Ranks = 1,
@@ -151,7 +169,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders: the one that the page is about, then others.")],
     out: Annotated[Path | None, typer.Option(help="The page. Default: report.html in the first run's folder.")] = None,
     layers: Annotated[bool, typer.Option(help="Look into kept checkpoints: attention and weights of layers.")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace the page.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page that is there.")] = False,
 ) -> None:
     """Write one self-contained HTML page: curves, growths, layers before and after, what it was and ran on."""
     from growth_ds.reporting import report as write
@@ -161,7 +179,7 @@ def report(
 
 @app.command(epilog="Example: growth-ds demo")
 def demo(
-    run_dir: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    run_dir: Annotated[Path, typer.Option(help="Folder that all of it goes to.")] = Path("runs/demo"),
     ranks: Ranks = 2,
     sets: Sets = None,
 ) -> None:

@@ -97,7 +97,9 @@ def _given_tokenizer(tokenizer: str | Path | Tokenizer) -> Tokenizer | None:
         return from_folder(tokenizer)
     if Path(tokenizer).is_file():
         return from_vocab(tokenizer)
-    raise UserError(f'tokenizer: {tokenizer} is neither "sentencepiece" nor a vocab.txt nor a tokenizer folder')
+    raise UserError(
+        f'tokenizer: {tokenizer} is neither "sentencepiece" nor a vocab.txt nor a tokenizer folder', "GDS-D02"
+    )
 
 
 def _train_tokenizer(corpus: _GivenCorpus | _FileCorpus, vocab_size: int, seed: int, progress: bool) -> Tokenizer:
@@ -225,15 +227,15 @@ def _existing(out: Path, request: str, force: bool) -> Store | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not out.is_dir() or {p.name for p in out.iterdir()} - PARTS:
-        raise UserError(f"{out}: exists and is not a store; choose another folder")
+        raise UserError(f"{out}: exists and is not a store; choose another folder", "GDS-O01")
     if force:
         return None
     try:
         found = json.loads((out / MANIFEST).read_text("utf-8")).get("request")
     except (OSError, ValueError, AttributeError):
-        raise UserError(f"{out}: holds a half-written store; use --force to replace it") from None
+        raise UserError(f"{out}: holds a half-written store; use --force to replace it", "GDS-O01") from None
     if found != request:
-        raise UserError(f"{out}: holds a store of other inputs or options; use --force to replace it")
+        raise UserError(f"{out}: holds a store of other inputs or options; use --force to replace it", "GDS-O01")
     return replace(Store.open(out), reused=True)
 
 

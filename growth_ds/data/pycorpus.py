@@ -49,12 +49,13 @@ _DOCUMENTATION = (".rst", ".md", ".txt")
 _NOT_PROSE = ("license", "licence", "copying", "notice", "requirements", "sources", "top_level", "entry_points")
 
 
-def python_documents(workers: int | None = None) -> list[Document]:
+def python_documents(workers: int | None = None, packages: str = PACKAGES) -> list[Document]:
     """The corpus, one document a module, sorted by module name, without repeated or near-repeated paragraphs.
 
-    `text` has one paragraph a line. Raises UserError where almost no documentation is installed.
+    `text` has one paragraph a line. `packages`: names with blanks between, read beside the standard library. Raises
+    UserError where almost no documentation is installed.
     """
-    files = _source_files()
+    files = _source_files(packages)
     batches = [files[i : i + _BATCH_FILES] for i in range(0, len(files), _BATCH_FILES)]
     modules: dict[str, list[str]] = {}
     for batch in ordered_map(_read_batch, batches, workers or default_workers()):
@@ -79,12 +80,12 @@ def python_digest() -> str:
     return digest.hexdigest()
 
 
-def _source_files() -> list[tuple[str, str]]:
+def _source_files(packages: str = PACKAGES) -> list[tuple[str, str]]:
     """(module name, path) of every file read, sorted by name."""
     paths = sysconfig.get_paths()
     found = dict(_walk(Path(paths["stdlib"]), Path(paths["stdlib"])))
     for site in {paths["purelib"], paths["platlib"]}:
-        for package in PACKAGES.split():
+        for package in packages.split():
             found.update(_walk(Path(site, package), Path(site)))
     return sorted(found.items())
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from growth_ds.catalogue import code_of
 from growth_ds.engine import places
 from growth_ds.engine.hosts import free_port as free_port
 from growth_ds.engine.memory import keep_memory
@@ -177,8 +178,9 @@ def settle(problem: Exception | None, stop: bool = False) -> bool:
     if not first:
         return bool(stopped)
     src = ranks - first
-    words = broadcast_object([isinstance(problem, UserError), f"{problem}"], src)
-    error = problem or (UserError(words[1]) if words[0] else RankError(f"rank {src} failed: {words[1]}"))
+    code = code_of(problem) if isinstance(problem, UserError) else None
+    code, words = broadcast_object([code, f"{problem}"], src)
+    error = problem or (UserError(words, code) if code else RankError(f"rank {src} failed: {words}"))
     if isinstance(error, UserError):
         error.on_all_ranks = not others
     raise error

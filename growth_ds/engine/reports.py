@@ -75,7 +75,7 @@ def make_folder(run_dir: str | Path | None) -> Path:
         facts = {"pid": os.getpid(), "start": start_of(os.getpid()), "host": _host()}
         (folder / _OWNER).write_text(json.dumps(facts))
     except OSError as error:
-        raise UserError(f"{run_dir}: cannot be written ({error.strerror}); give another folder") from None
+        raise UserError(f"{run_dir}: cannot be written ({error.strerror}); give another folder", "GDS-O01") from None
     return folder
 
 

@@ -160,7 +160,9 @@ def write_universal(
             sync(path)
         replace_folder(temporary, out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); give a folder that can") from None
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror or error}); give a folder that can", "GDS-O01"
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return tag

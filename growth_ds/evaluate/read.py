@@ -42,8 +42,13 @@ class Question:
 def read_task(task: Task, data: Path | None, limit: int | None = None) -> tuple[Task, Examples, dict[str, Examples]]:
     """(task with its classes, training examples, suffix -> validation examples). Raises UserError.
 
-    `limit`: the first so many rows of the training file.
+    `data`: the folder of GLUE's files, or `hf:NAME` for the `datasets` package. `limit`: the first so many rows of the
+    training file.
     """
+    if data is not None and str(data).startswith("hf:"):
+        from growth_ds.evaluate.glue import read_hub
+
+        return task, *read_hub(task, str(data), limit)
     if data is None and not Path(task.folder).is_absolute():
         raise UserError(f"--data: {task.name} needs the folder of GLUE's files; {WHERE}")
     folder = (data or Path()) / task.folder

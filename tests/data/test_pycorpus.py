@@ -53,8 +53,14 @@ def test_paragraphs_are_prose_and_none_comes_twice(split: tuple[list[Document], 
 
 def test_documents_do_not_depend_on_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = pycorpus._source_files()[::40]
-    monkeypatch.setattr(pycorpus, "_source_files", lambda: files)
+    monkeypatch.setattr(pycorpus, "_source_files", lambda packages: files)
     assert pycorpus.python_documents(workers=1) == pycorpus.python_documents(workers=2)
+
+
+def test_without_packages_the_standard_library_alone_is_read() -> None:
+    names = {name for name, _ in pycorpus._source_files("")}
+    assert "argparse" in names
+    assert not any(name.startswith(("numpy.", "torch.")) for name in names)
 
 
 def test_the_digest_is_cheap_and_follows_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +131,7 @@ def test_broken_and_missing_sources_are_skipped(tmp_path: Path) -> None:
 
 
 def test_an_installation_without_documentation_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pycorpus, "_source_files", list)
+    monkeypatch.setattr(pycorpus, "_source_files", lambda packages: [])
     with pytest.raises(UserError, match="almost no documentation"):
         pycorpus.python_documents(workers=1)
 

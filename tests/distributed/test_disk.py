@@ -177,7 +177,9 @@ def test_offline_work_on_a_full_disk(disk, tmp_path, monkeypatch, capsys):
     argv = ["grow", tmp_path / "c", "--times", "2", "--recipe", "tile", "--out", disk / "grown"]
     result = growth_ds(monkeypatch, capsys, *argv)
     assert result.code == 2
-    assert result.err == f"{disk}/grown: cannot be written (No space left on device); give a folder that can\n"
+    assert (
+        result.err == f"{disk}/grown: cannot be written (No space left on device); give a folder that can [GDS-O01]\n"
+    )
     assert [path.name for path in disk.iterdir()] == ["ballast"]
     (disk / "ballast").unlink()
     assert growth_ds(monkeypatch, capsys, *argv).code == 0

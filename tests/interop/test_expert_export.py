@@ -145,7 +145,8 @@ def test_moebert_offline_needs_text_and_measures_on_it(run, tmp_path, store):
     grow = ("grow", tmp_path / "dense", "--recipe", "moebert", "--to", tmp_path / "to.yaml", "--out", tmp_path / "out")
     refused = run(*grow)
     assert refused.code == 2
-    assert refused.err == "grow: moebert measures the units on text; give --store with a store, or use upcycle\n"
+    line = "grow: moebert measures the units on text; give --store with a store, or use upcycle [GDS-G03]\n"
+    assert refused.err == line
     done = run(*grow, "--store", store, "--json")
     assert done.code == 0, done.err
     order = json.loads(done.out)["order"]

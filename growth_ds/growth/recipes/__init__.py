@@ -45,25 +45,27 @@ def find_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         near = difflib.get_close_matches(name, [*RECIPES, *others], n=1, cutoff=0.5)
         fix = f"did you mean '{near[0]}'?" if near else "growth-ds recipes lists them"
-        raise UserError(f"no recipe '{name}'; {fix}")
+        raise UserError(f"no recipe '{name}'; {fix}", "GDS-G02")
     return RECIPES[name]
 
 
 def _from_file(path: Path, digest: str) -> Recipe:
     """`digest`: how the SHA-256 of the file began when the run's configuration was read, if that is known."""
     if not path.is_file():
-        raise UserError(f"{path}: no such recipe file; give the path of a Python file")
+        raise UserError(f"{path}: no such recipe file; give the path of a Python file", "GDS-G02")
     if not sha256(path).startswith(digest):
-        raise UserError(f"{path}: is not the file that the run began with ({digest}); put that one back")
+        raise UserError(f"{path}: is not the file that the run began with ({digest}); put that one back", "GDS-G02")
     name = f"growth_ds_recipe_{path.stem}"
     try:
         values = runpy.run_path(str(path), run_name=name)  # not an import: no bytecode is left beside the file
     except Exception as error:  # whatever the user's file does: one line, with its place
         line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise UserError(f"{path}{line}: {type(error).__name__}: {error}; mend the recipe file") from None
+        raise UserError(f"{path}{line}: {type(error).__name__}: {error}; mend the recipe file", "GDS-G02") from None
     own = [each for each in values.values() if isinstance(each, Recipe) and each.apply.__module__ == name]
     if len(own) != 1:
-        raise UserError(f"{path}: makes {len(own)} recipes; decorate one function with growth_ds.growth.recipe.recipe")
+        raise UserError(
+            f"{path}: makes {len(own)} recipes; decorate one function with growth_ds.growth.recipe.recipe", "GDS-G02"
+        )
     return own[0]
 
 

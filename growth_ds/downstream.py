@@ -27,7 +27,7 @@ from growth_ds.evaluate.scores import baseline, require_metrics, squad_score
 from growth_ds.evaluate.squad import answer, read_splits
 from growth_ds.evaluate.tasks import find_task
 from growth_ds.files import sha256, write_durably
-from growth_ds.interop.huggingface import VOCABULARIES
+from growth_ds.interop.tokenizer_files import VOCABULARIES
 
 if TYPE_CHECKING:
     from growth_ds.engine.places import RankInfo

@@ -137,7 +137,11 @@ def import_checkpoint(folder: Path, out: Path, force: bool) -> Model:
     def read(name: str) -> TensorState:
         return TensorState(imported.weights[name].float(), None, None, 0)
 
-    facts = {"step": 0, "stage": 0, "seconds": 0.0, "imported_from": folder.name}
+    facts: dict[str, Any] = {"step": 0, "stage": 0, "seconds": 0.0, "imported_from": folder.name}
+    if imported.unread is not None:
+        if not bool(imported.unread.isfinite().all()):
+            raise UserError(f"{folder}: the first rows of its position table are not finite; correct the weights")
+        facts["unread_positions"] = imported.unread.tolist()
     tokenizer = tokenizer_only(imported.tokenizer, out) if imported.tokenizer else None
     try:
         write_checkpoint(out, imported.model, read, facts, moments=False, tokenizer=tokenizer, force=force)
@@ -149,7 +153,7 @@ def import_checkpoint(folder: Path, out: Path, force: bool) -> Model:
 
 def tokenizer_only(folder: Path, near: Path) -> Path:
     """A temporary folder beside `near` with just the tokenizer's files."""
-    from growth_ds.interop.huggingface import TOKENIZER_FILES
+    from growth_ds.interop.tokenizer_files import TOKENIZER_FILES
 
     temporary = near.with_name(f".{near.name}.tokenizer")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -177,8 +181,15 @@ def export_checkpoint(source: Checkpoint, out: Path, force: bool, finish_ramp: b
             f"{source.path}: is in the middle of a growth's ramp (progress {progress:g}), which a plain BERT cannot "
             "hold; train to its end, or give --finish-ramp to export what it will end in"
         )
-    write = write_huggingface if source.model.experts == 1 else write_experts
-    write(source.model, lambda name: source.tensor("weight", name), out, source.tokenizer, force)
+
+    def read(name: str) -> torch.Tensor:
+        return source.tensor("weight", name)
+
+    if source.model.experts > 1:
+        return write_experts(source.model, read, out, source.tokenizer, force)
+    rows = source.facts.get("unread_positions")
+    unread = None if rows is None else torch.tensor(rows, dtype=torch.float32)
+    write_huggingface(source.model, read, out, source.tokenizer, force, unread)
 
 
 def load_module(source: Checkpoint, progress: float | None = None) -> Bert:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from growth_ds.config import Model
 from growth_ds.errors import UserError
-from growth_ds.interop.huggingface import copy_tokenizer, write_whole
+from growth_ds.interop.huggingface import write_whole
+from growth_ds.interop.tokenizer_files import copy_tokenizer
 from growth_ds.model.experts import routing_table
 from growth_ds.model.layout import parameter_shapes
 

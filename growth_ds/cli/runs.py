@@ -18,7 +18,7 @@ def prepare(
     inputs: Annotated[list[str], typer.Argument(help=".txt, .jsonl (field text), plain, .gz or .zst; folders, globs.")],
     out: Annotated[Path, typer.Option(help="Folder of the store.")],
     tokenizer: Annotated[
-        str, typer.Option(help="sentencepiece, a vocab.txt, or a tokenizer folder.")
+        str, typer.Option(help="sentencepiece, a vocab.txt, or a tokenizer folder (BERT, RoBERTa).")
     ] = "sentencepiece",
     vocab_size: Annotated[int, typer.Option(min=16, help="Pieces, for sentencepiece.")] = 8192,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,

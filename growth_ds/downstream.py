@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growth_ds.checkpoint import MANIFEST
 from growth_ds.config_file import overridden
 from growth_ds.errors import UserError
 from growth_ds.evaluate.fine_tune import FineTune, classify
@@ -83,7 +82,9 @@ def evaluate_tasks(
 @contextmanager
 def huggingface_folder(run: Path, finish_ramp: bool = False) -> Iterator[Path]:
     """`run` as a folder that transformers opens: itself, or an export that is gone afterwards. Raises UserError."""
-    if (run / "config.json").is_file() and not (run / MANIFEST).is_file():
+    from growth_ds.interop.huggingface import is_huggingface
+
+    if is_huggingface(run):
         yield _with_tokenizer(run, run)
         return
     from growth_ds import offline

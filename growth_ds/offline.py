@@ -7,7 +7,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -74,6 +74,39 @@ def write_checkpoint(
         raise UserError(f"{out}: cannot be written ({error.strerror}); give a folder that can") from None
 
 
+class Source(Protocol):
+    """What grows: a checkpoint, or a Hugging Face folder (`growth_ds.folders`)."""
+
+    path: Path
+    model: Model
+
+    def read(self, name: str) -> TensorState:
+        """Everything known of one parameter."""
+
+
+def growth_of(
+    source: Source, target: Model, grow: Grow, order: Callable[[], Order] | None = None
+) -> tuple[GrowthPlan, Callable[[str], TensorState]]:
+    """The plan of a growth and what it makes of each parameter of the target. Raises UserError for one that cannot be.
+
+    `order`: measures the units of the feed-forward layers, for a recipe that deals them out by their importance.
+    """
+    check_rows(target)
+    plan = growth_plan(source.model, target, grow)
+    if plan.splits and order is not None:
+        plan = growth_plan(source.model, target, grow, order=order())
+    if plan.learned is not None:
+        raise UserError(f"grow.recipe: {grow.recipe} is learned on data; use it in a run (growth-ds train)")
+
+    def read(name: str) -> TensorState:
+        try:
+            return grow_state(plan, name, source.read, gather)
+        except ValueError as error:
+            raise UserError(f"{source.path}: {error}") from None
+
+    return plan, read
+
+
 def grow_checkpoint(
     source: Checkpoint, target: Model, grow: Grow, out: Path, force: bool, finish_ramp: bool = False,
     store: Path | None = None,
@@ -88,23 +121,11 @@ def grow_checkpoint(
             f"{source.path}: is in the middle of a growth's ramp; train it to the ramp's end, then grow it, or give "
             "--finish-ramp to grow what it will end in"
         )
-    check_rows(target)
-    plan = growth_plan(source.model, target, grow)
-    if plan.splits:
-        plan = growth_plan(source.model, target, grow, order=_order(source, store))
-    if plan.learned is not None:
-        raise UserError(f"grow.recipe: {grow.recipe} is learned on data; use it in a run (growth-ds train)")
+    plan, read = growth_of(source, target, grow, lambda: _order(source, store))
     facts = {**source.facts, "grown": [*source.facts.get("grown", []), plan.to_json()]}
     for key in ("probe", "ramp", "lr", "lr_decay"):
         facts.pop(key, None)
     facts |= during.after(plan, step).facts(step)
-
-    def read(name: str) -> TensorState:
-        try:
-            return grow_state(plan, name, source.read, gather)
-        except ValueError as error:
-            raise UserError(f"{source.path}: {error}") from None
-
     write_checkpoint(
         out,
         target,

@@ -73,6 +73,7 @@ ROOMS["launching"] = {"config", "config_file", "engine"}
 ROOMS["offline"] = ROOMS["trainer"] | {"interop"}
 ROOMS["inside"] = {"config", "checkpoint", "data", "evaluate", "model", "offline", "report", "run_folder"}
 ROOMS["reporting"] = {"inside", "report", "run_folder"}
+ROOMS["folders"] = ROOMS["offline"] | {"offline"}
 ROOMS["demo"] = ROOMS["launch"] | {"launch", "offline", "interop", "inside"}
 ROOMS["fit"] = ROOMS["trainer"]
 ROOMS["suite"] = ROOMS["launch"] | {"launch", "fit"}

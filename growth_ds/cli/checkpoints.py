@@ -14,9 +14,9 @@ from growth_ds.errors import UserError
 
 @app.command(epilog="Example: growth-ds grow runs/demo --recipe stack --times 2 --out grown")
 def grow(
-    source: CheckpointPath,
+    source: Annotated[Path, typer.Argument(help="A checkpoint, a run folder, or a Hugging Face folder.")],
     recipe: Annotated[str, typer.Option(help="A name (`growth-ds recipes`), a Python file, or a YAML `grow:` block.")],
-    out: Annotated[Path, typer.Option(help="Folder of the grown checkpoint.")],
+    out: Annotated[Path, typer.Option(help="Folder of the grown one, of the same kind.")],
     to: Annotated[Path | None, typer.Option(help="YAML with the keys of a `model:` block; missing ones stay.")] = None,
     times: Annotated[int | None, typer.Option(min=2, help="Instead of --to: width (or depth) so often.")] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="Say what happens to every tensor.")] = False,
@@ -26,17 +26,21 @@ def grow(
     sets: Annotated[list[str] | None, typer.Option("--set", help="A key of the `grow:` block: ramp=500.")] = None,
     store: Annotated[Path | None, typer.Option(help="For moebert: text to measure units on.")] = None,
 ) -> None:
-    """Grow a checkpoint: weights and, if it has them, both Adam moments."""
-    from growth_ds import offline
+    """Grow a checkpoint: weights and, if it has them, both Adam moments. Of a Hugging Face folder: one of its class."""
+    from growth_ds import folders, offline
     from growth_ds.config_file import load_grow, load_model
+    from growth_ds.interop.huggingface import is_huggingface
     from growth_ds.planning import describe, enlarged
 
     if (to is None) == (times is None):
         raise UserError("grow: give either --to MODEL.yaml or --times N")
     policy = load_grow(recipe, overrides=sets or ())
-    checkpoint = offline.find_checkpoint(source)
-    target = load_model(to, checkpoint.model) if to else enlarged(checkpoint.model, policy, times or 1)
-    made = offline.grow_checkpoint(checkpoint, target, policy, out, force, finish_ramp, store)
+    given = folders.Folder(source) if is_huggingface(source) else offline.find_checkpoint(source)
+    target = load_model(to, given.model) if to else enlarged(given.model, policy, times or 1)
+    if isinstance(given, folders.Folder):
+        made = folders.grow_folder(given, target, policy, out, force)
+    else:
+        made = offline.grow_checkpoint(given, target, policy, out, force, finish_ramp, store)
     if as_json:
         record = made.to_json() | ({"tensors": made.tensors()} if tensors else {})
         typer.echo(json.dumps(record, indent=1))

@@ -25,6 +25,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from growth_ds.checkpoint.manifest import MANIFEST
 from growth_ds.config import Model
 from growth_ds.errors import UserError
 from growth_ds.files import replace_folder, sync
@@ -49,6 +50,8 @@ class Imported:
     """Our parameter names -> fp32 tensors, each read when asked for."""
     tokenizer: Path | None
     """The folder, if it holds a tokenizer too."""
+    has_head: bool = True
+    """Whether the folder has an MLM head; else that of `weights` is fresh."""
     unread: Tensor | None = None
     """Of other families than BERT: rows [pad_token_id + 1, hidden] before the first real position, fp32."""
 
@@ -95,7 +98,8 @@ def read_huggingface(folder: str | Path) -> Imported:
         model = model.model_copy(update={"nsp": nsp})
     table = names.name_map(model)
     notes = []
-    if not any(key in found for name in names.HEAD_NAMES for key in table[name]):
+    has_head = any(key in found for name in names.HEAD_NAMES for key in table[name])
+    if not has_head:
         table = {name: keys for name, keys in table.items() if name not in names.HEAD_NAMES}
         notes.append(f"no MLM head, a fresh one is made with seed {FRESH_SEED}")
     _check_tensors(folder, model, table, files, found, unread)
@@ -108,8 +112,14 @@ def read_huggingface(folder: str | Path) -> Imported:
         model,
         _Weights(model, files, keys, unread),
         folder if has_tokenizer else None,
+        has_head,
         files.read(keys[POSITION][0])[:unread] if unread else None,
     )
+
+
+def is_huggingface(path: Path) -> bool:
+    """Whether a folder is one of transformers', and not a checkpoint of ours."""
+    return (path / "config.json").is_file() and not (path / MANIFEST).is_file()
 
 
 def unread_rows(folder: Path, config: Mapping[str, Any]) -> int:
@@ -226,13 +236,15 @@ def write_huggingface(
     tokenizer: Path | None = None,
     force: bool = False,
     unread: Tensor | None = None,
+    has_head: bool = True,
 ) -> None:
     """Write a folder that `AutoModelForMaskedLM.from_pretrained(out)` opens: config.json, model.safetensors, tokenizer.
 
-    `read` gives the tensor of each parameter name, `unread` rows are as `Imported` has them. Shared layers are written
-    once for each depth, and low-rank feed-forward matrices multiplied out; both are exact. The folder appears whole or
-    not at all. Raises UserError for a shape that transformers cannot hold, and for an existing `out` unless `force`;
-    then only an earlier export (or an empty folder) is replaced.
+    `read` gives the tensor of each parameter name, `unread` rows are as `Imported` has them; without `has_head` the
+    folder is that of a class without MLM head. Shared layers are written once for each depth, and low-rank feed-forward
+    matrices multiplied out; both are exact. The folder appears whole or not at all. Raises UserError for a shape that
+    transformers cannot hold, and for an existing `out` unless `force`; then only an earlier export (or an empty folder)
+    is replaced.
     """
     out = Path(out).resolve()
     if model.ffn_rank is not None:
@@ -248,7 +260,7 @@ def write_huggingface(
             f"{out}: transformers holds no model with heads {model.heads} x head_size {model.head_size} != hidden "
             f"{model.hidden}; export before one of them grows alone, or grow the other until hidden is the product"
         )
-    write_whole(out, force, lambda folder: _write_files(model, read, folder, tokenizer, unread))
+    write_whole(out, force, lambda folder: _write_files(model, read, folder, tokenizer, unread, has_head))
 
 
 def write_whole(out: Path, force: bool, fill: Callable[[Path], None]) -> None:
@@ -282,14 +294,15 @@ def _check_free(out: Path, force: bool) -> None:
 
 
 def _write_files(
-    model: Model, read: Callable[[str], Tensor], folder: Path, tokenizer: Path | None, unread: Tensor | None
-) -> None:
+    model: Model, read: Callable[[str], Tensor], folder: Path, tokenizer: Path | None, unread: Tensor | None,
+    has_head: bool,
+) -> None:  # fmt: skip
     from safetensors.torch import save_file
 
     copy_tokenizer(tokenizer, folder, model.positions)
     kind = names.model_type(model)
     config = {
-        "architectures": [names.STYLES[kind][1] + ("ForPreTraining" if model.nsp else "ForMaskedLM")],
+        "architectures": [names.STYLES[kind][1] + names.CLASSES[has_head, model.nsp]],
         "model_type": kind,
         **names.config_of(model),
         "pad_token_id": token_id(folder, PAD, default=0),
@@ -303,6 +316,11 @@ def _write_files(
         tensors[key] = torch.cat([rows, tensors[key]])
         config |= {"pad_token_id": len(rows) - 1, "max_position_embeddings": len(tensors[key])}
         config |= {"bos_token_id": token_id(folder, BEGIN, 0), "eos_token_id": token_id(folder, END, 2)}
+    if not has_head:
+        heads = {key for name in names.HEAD_NAMES for key in names.their_names(model, name)}
+        # As transformers writes a class that is the encoder alone: without the prefix.
+        base = "" if model.nsp else names.base_of(kind)
+        tensors = {key.removeprefix(base): tensor for key, tensor in tensors.items() if key not in heads}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 

@@ -66,6 +66,14 @@ STYLES = {
     "camembert": ("roberta", "Camembert"),
 }
 
+CLASSES = {
+    (True, True): "ForPreTraining",
+    (True, False): "ForMaskedLM",
+    (False, True): "ForNextSentencePrediction",
+    (False, False): "Model",
+}
+"""Is there an MLM head, and a next-sentence head -> the rest of the class's name."""
+
 CONFIG = {
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",

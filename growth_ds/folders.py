@@ -9,6 +9,8 @@ from growth_ds.engine.state import TensorState
 from growth_ds.errors import UserError
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.interop.huggingface import read_huggingface, write_huggingface
+from growth_ds.interop.names import class_of
+from growth_ds.model_card import card_of
 from growth_ds.offline import growth_of
 
 
@@ -39,5 +41,10 @@ def grow_folder(source: Folder, target: Model, grow: Grow, out: Path, force: boo
             f"cannot hold; take another recipe, or grow a checkpoint (growth-ds import {source.path})"
         )
     given = source.imported
-    write_huggingface(target, lambda name: read(name).weight, out, given.tokenizer, force, given.unread, given.has_head)
+    facts = {"imported_from": source.path.absolute().name, "grown": [plan.to_json()]}
+    kind = class_of(target, given.has_head)
+    card = card_of(target, facts, has_tokenizer=given.tokenizer is not None, kind=kind)
+    write_huggingface(
+        target, lambda name: read(name).weight, out, given.tokenizer, force, given.unread, given.has_head, card
+    )
     return plan

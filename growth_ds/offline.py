@@ -195,6 +195,8 @@ def export_checkpoint(source: Checkpoint, out: Path, force: bool, finish_ramp: b
     """
     from growth_ds.interop.expert_folder import write_experts
     from growth_ds.interop.huggingface import write_huggingface
+    from growth_ds.interop.names import class_of
+    from growth_ds.model_card import card_of
 
     progress = During.of(source.facts).progress(int(source.facts.get("step", 0)))
     if progress is not None and not finish_ramp:
@@ -206,11 +208,14 @@ def export_checkpoint(source: Checkpoint, out: Path, force: bool, finish_ramp: b
     def read(name: str) -> torch.Tensor:
         return source.tensor("weight", name)
 
-    if source.model.experts > 1:
-        return write_experts(source.model, read, out, source.tokenizer, force)
+    has_experts = source.model.experts > 1
+    kind = "" if has_experts else class_of(source.model)
+    card = card_of(source.model, source.facts, source.path, has_tokenizer=source.tokenizer is not None, kind=kind)
+    if has_experts:
+        return write_experts(source.model, read, out, source.tokenizer, force, card)
     rows = source.facts.get("unread_positions")
     unread = None if rows is None else torch.tensor(rows, dtype=torch.float32)
-    write_huggingface(source.model, read, out, source.tokenizer, force, unread)
+    write_huggingface(source.model, read, out, source.tokenizer, force, unread, card=card)
 
 
 def load_module(source: Checkpoint, progress: float | None = None) -> Bert:

@@ -237,14 +237,15 @@ def write_huggingface(
     force: bool = False,
     unread: Tensor | None = None,
     has_head: bool = True,
+    card: str = "",
 ) -> None:
     """Write a folder that `AutoModelForMaskedLM.from_pretrained(out)` opens: config.json, model.safetensors, tokenizer.
 
     `read` gives the tensor of each parameter name, `unread` rows are as `Imported` has them; without `has_head` the
-    folder is that of a class without MLM head. Shared layers are written once for each depth, and low-rank feed-forward
-    matrices multiplied out; both are exact. The folder appears whole or not at all. Raises UserError for a shape that
-    transformers cannot hold, and for an existing `out` unless `force`; then only an earlier export (or an empty folder)
-    is replaced.
+    folder is that of a class without MLM head; `card` is its README.md. Shared layers are written once for each depth,
+    and low-rank feed-forward matrices multiplied out; both are exact. The folder appears whole or not at all. Raises
+    UserError for a shape that transformers cannot hold, and for an existing `out` unless `force`; then only an earlier
+    export (or an empty folder) is replaced.
     """
     out = Path(out).resolve()
     if model.ffn_rank is not None:
@@ -260,7 +261,12 @@ def write_huggingface(
             f"{out}: transformers holds no model with heads {model.heads} x head_size {model.head_size} != hidden "
             f"{model.hidden}; export before one of them grows alone, or grow the other until hidden is the product"
         )
-    write_whole(out, force, lambda folder: _write_files(model, read, folder, tokenizer, unread, has_head))
+
+    def fill(folder: Path) -> None:
+        write_card(folder, card)
+        _write_files(model, read, folder, tokenizer, unread, has_head)
+
+    write_whole(out, force, fill)
 
 
 def write_whole(out: Path, force: bool, fill: Callable[[Path], None]) -> None:
@@ -284,6 +290,12 @@ def write_whole(out: Path, force: bool, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def write_card(folder: Path, card: str) -> None:
+    """README.md of an exported folder, if there is anything to write."""
+    if card:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
 def _check_free(out: Path, force: bool) -> None:
     if not out.exists():
         return
@@ -302,7 +314,7 @@ def _write_files(
     copy_tokenizer(tokenizer, folder, model.positions)
     kind = names.model_type(model)
     config = {
-        "architectures": [names.STYLES[kind][1] + names.CLASSES[has_head, model.nsp]],
+        "architectures": [names.class_of(model, has_head)],
         "model_type": kind,
         **names.config_of(model),
         "pad_token_id": token_id(folder, PAD, default=0),

@@ -135,6 +135,11 @@ def model_type(model: Model) -> str:
     return "megatron-bert" if model.norm == "pre" else model.family
 
 
+def class_of(model: Model, has_head: bool = True) -> str:
+    """transformers' class of a model, with or without MLM head."""
+    return STYLES[model_type(model)][1] + CLASSES[has_head, model.nsp]
+
+
 def base_of(kind: str) -> str:
     """What the encoder's names begin with, in models of a `model_type`."""
     return "roberta." if STYLES[kind][0] == "roberta" else "bert."

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growth_ds.config_file import overridden
+from growth_ds.during import During
 from growth_ds.errors import UserError
 from growth_ds.evaluate.fine_tune import FineTune, classify
 from growth_ds.evaluate.read import read_task
@@ -92,6 +93,11 @@ def huggingface_folder(run: Path, finish_ramp: bool = False) -> Iterator[Path]:
     checkpoint = offline.find_checkpoint(run)
     if checkpoint.model.experts > 1:
         raise UserError(f"{run}: has experts, and transformers holds no BERT with them; evaluate it with --store")
+    if During.of(checkpoint.facts).progress(int(checkpoint.facts.get("step", 0))) is not None and not finish_ramp:
+        raise UserError(
+            f"{checkpoint.path}: is in the middle of a growth's ramp; give --finish-ramp to fine-tune what it will end "
+            "in, or export it with --fold and give that folder"
+        )
     with tempfile.TemporaryDirectory(prefix="growth-ds-") as temporary:
         folder = Path(temporary) / "model"
         offline.export_checkpoint(checkpoint, folder, False, finish_ramp)

@@ -185,37 +185,61 @@ def tokenizer_only(folder: Path, near: Path) -> Path:
     return temporary
 
 
-def export_checkpoint(source: Checkpoint, out: Path, force: bool, finish_ramp: bool = False) -> None:
+def export_checkpoint(
+    source: Checkpoint, out: Path, force: bool, finish_ramp: bool = False, fold: bool = False
+) -> str | None:
     """A checkpoint as a folder that transformers opens, one with experts as a folder that brings its own loader.
 
     Raises UserError for a shape that transformers cannot hold.
 
-    In the middle of a ramp the plain model is another function than the one that was trained: `finish_ramp` exports it
-    all the same.
+    In the middle of a ramp a plain model is another function than the one that was trained. `fold`: the ramp as it
+    stands, put into the weights as far as that goes; `finish_ramp`: what it will end in. Returns the sentence on that
+    that the model card has, too. Without either, UserError says what cannot be folded and how far the logits move.
     """
     from growth_ds.interop.expert_folder import write_experts
     from growth_ds.interop.huggingface import write_huggingface
     from growth_ds.interop.names import class_of
     from growth_ds.model_card import card_of
 
-    progress = During.of(source.facts).progress(int(source.facts.get("step", 0)))
-    if progress is not None and not finish_ramp:
-        raise UserError(
-            f"{source.path}: is in the middle of a growth's ramp (progress {progress:g}), which a plain BERT cannot "
-            "hold; train to its end, or give --finish-ramp to export what it will end in"
-        )
+    if fold and finish_ramp:
+        raise UserError("export: --fold keeps the ramp as it stands, --finish-ramp takes its end; give one of them")
+    read, note = _plain(source, finish_ramp, fold)
+    has_experts = source.model.experts > 1
+    kind = "" if has_experts else class_of(source.model)
+    card = card_of(
+        source.model, source.facts, source.path, has_tokenizer=source.tokenizer is not None, kind=kind,
+        notes=[note] if note else [],
+    )  # fmt: skip
+    if has_experts:
+        write_experts(source.model, read, out, source.tokenizer, force, card)
+        return note
+    rows = source.facts.get("unread_positions")
+    unread = None if rows is None else torch.tensor(rows, dtype=torch.float32)
+    write_huggingface(source.model, read, out, source.tokenizer, force, unread, card=card)
+    return note
+
+
+def _plain(source: Checkpoint, finish_ramp: bool, fold: bool) -> tuple[Callable[[str], torch.Tensor], str | None]:
+    """What an export reads, and what it has to say of a ramp. Raises UserError in a ramp of which nothing is asked."""
+    from growth_ds import folding
 
     def read(name: str) -> torch.Tensor:
         return source.tensor("weight", name)
 
-    has_experts = source.model.experts > 1
-    kind = "" if has_experts else class_of(source.model)
-    card = card_of(source.model, source.facts, source.path, has_tokenizer=source.tokenizer is not None, kind=kind)
-    if has_experts:
-        return write_experts(source.model, read, out, source.tokenizer, force, card)
-    rows = source.facts.get("unread_positions")
-    unread = None if rows is None else torch.tensor(rows, dtype=torch.float32)
-    write_huggingface(source.model, read, out, source.tokenizer, force, unread, card=card)
+    during, step = During.of(source.facts), int(source.facts.get("step", 0))
+    progress = during.progress(step)
+    if progress is None or during.ramp is None:
+        return read, None
+    where = f"in the middle of a growth's ramp (progress {progress:g})"
+    if finish_ramp:
+        return read, f"Exported {where} as what it will end in, which was not trained as such."
+    found = folding.measure(load_module(source))
+    if not fold:
+        raise UserError(
+            f"{source.path}: is {where}, which a plain BERT cannot hold: {found.text()}; train to its end, give --fold "
+            "to export that, or --finish-ramp for what the ramp will end in"
+        )
+    return folding.fold(source.model, during.ramp.at(progress) or {}, read), f"Exported {where}: {found.text()}."
 
 
 def load_module(source: Checkpoint, progress: float | None = None) -> Bert:

@@ -64,6 +64,7 @@ ROOMS: dict[str, set[str]] = {
     "surroundings": BASE | {"data", "engine", "evaluate", "image", "start"},
     "interop": PARTS | {"checkpoint", "data"},
     "report": BASE | {"model", "checkpoint", "run_folder"},
+    "folding": {"config", "model"},
     "model_card": BASE | {"model", "report", "run_folder"},
     "doctor": {"image", "ops"},
     "testing": BASE | {"growth", "model"},  # for recipes of users: it may not need an engine

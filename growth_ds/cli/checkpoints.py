@@ -123,17 +123,20 @@ def evaluate(
 def export(
     source: CheckpointPath,
     out: Annotated[Path, typer.Option(help="Folder that transformers opens.")],
-    finish_ramp: Annotated[
-        bool, typer.Option("--finish-ramp", help="In the middle of a growth's ramp: its end.")
+    fold: Annotated[
+        bool, typer.Option("--fold", help="In the middle of a growth's ramp: as it stands, as far as weights can say.")
     ] = False,
+    finish_ramp: Annotated[bool, typer.Option("--finish-ramp", help="In its middle: what it will end in.")] = False,
     force: Force = False,
 ) -> None:
-    """Write a Hugging Face folder: config, safetensors, tokenizer. Of a model with experts, one with its own loader."""
+    """Write a Hugging Face folder with tokenizer and model card. Of a model with experts, one with its own loader."""
     from growth_ds import offline
 
     offline.check_free(out, force)
     checkpoint = offline.find_checkpoint(source)
-    offline.export_checkpoint(checkpoint, out, force, finish_ramp)
+    note = offline.export_checkpoint(checkpoint, out, force, finish_ramp, fold)
+    if note:
+        typer.echo(note)
     opened = f"transformers.AutoModelForMaskedLM.from_pretrained('{out}')"
     typer.echo(f"{out}: open with {opened if checkpoint.model.experts == 1 else 'load of its expert_bert.py'}")
 

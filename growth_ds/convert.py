@@ -23,6 +23,7 @@ from growth_ds.engine.state import TensorState
 from growth_ds.engine.universal import LATEST, Universal, open_universal, write_universal
 from growth_ds.errors import UserError
 from growth_ds.interop import huggingface, names
+from growth_ds.interop.tokenizer_files import VOCABULARIES
 from growth_ds.model.layout import parameter_shapes
 from growth_ds.offline import check_free, find_checkpoint, tokenizer_only, write_checkpoint
 
@@ -97,8 +98,9 @@ def read_model(path: Path) -> Model:
     if path.name != "config.json":
         raise UserError(f"{path}: a Hugging Face configuration is found by its name; call it config.json")
     config = huggingface.read_config(path.parent)
-    norm = next(norm for norm, kind in names.MODEL_TYPE.items() if kind == config["model_type"])
-    return huggingface.model_of(path.parent, config, norm, nsp=True)
+    if names.base_of(config["model_type"]) != "bert.":
+        raise UserError(f"{path}: model_type: convert reads no {config['model_type']}; give a bert or megatron-bert")
+    return huggingface.model_of(path.parent, config, nsp=True)
 
 
 def _from_checkpoint(source: Path, out: Path, zero: int, force: bool) -> list[str]:
@@ -162,8 +164,8 @@ def _to_checkpoint(
         "seconds": 0.0,
         "converted_from": source.absolute().name,
     }
-    if tokenizer is not None and not any((tokenizer / name).is_file() for name in huggingface.VOCABULARIES):
-        raise UserError(f"{tokenizer}: holds no tokenizer ({' or '.join(huggingface.VOCABULARIES)}); give its folder")
+    if tokenizer is not None and not any((tokenizer / name).is_file() for name in VOCABULARIES):
+        raise UserError(f"{tokenizer}: holds no tokenizer ({' or '.join(VOCABULARIES)}); give its folder")
     copied = tokenizer_only(tokenizer, out) if tokenizer is not None else None
     try:
         write_checkpoint(

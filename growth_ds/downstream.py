@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growth_ds.checkpoint import MANIFEST
 from growth_ds.config_file import overridden
+from growth_ds.during import During
 from growth_ds.errors import UserError
 from growth_ds.evaluate.fine_tune import FineTune, classify
 from growth_ds.evaluate.read import read_task
@@ -27,7 +27,7 @@ from growth_ds.evaluate.scores import baseline, require_metrics, squad_score
 from growth_ds.evaluate.squad import answer, read_splits
 from growth_ds.evaluate.tasks import find_task
 from growth_ds.files import sha256, write_durably
-from growth_ds.interop.huggingface import VOCABULARIES
+from growth_ds.interop.tokenizer_files import VOCABULARIES
 
 if TYPE_CHECKING:
     from growth_ds.engine.places import RankInfo
@@ -83,7 +83,9 @@ def evaluate_tasks(
 @contextmanager
 def huggingface_folder(run: Path, finish_ramp: bool = False) -> Iterator[Path]:
     """`run` as a folder that transformers opens: itself, or an export that is gone afterwards. Raises UserError."""
-    if (run / "config.json").is_file() and not (run / MANIFEST).is_file():
+    from growth_ds.interop.huggingface import is_huggingface
+
+    if is_huggingface(run):
         yield _with_tokenizer(run, run)
         return
     from growth_ds import offline
@@ -91,6 +93,11 @@ def huggingface_folder(run: Path, finish_ramp: bool = False) -> Iterator[Path]:
     checkpoint = offline.find_checkpoint(run)
     if checkpoint.model.experts > 1:
         raise UserError(f"{run}: has experts, and transformers holds no BERT with them; evaluate it with --store")
+    if During.of(checkpoint.facts).progress(int(checkpoint.facts.get("step", 0))) is not None and not finish_ramp:
+        raise UserError(
+            f"{checkpoint.path}: is in the middle of a growth's ramp; give --finish-ramp to fine-tune what it will end "
+            "in, or export it with --fold and give that folder"
+        )
     with tempfile.TemporaryDirectory(prefix="growth-ds-") as temporary:
         folder = Path(temporary) / "model"
         offline.export_checkpoint(checkpoint, folder, False, finish_ramp)

@@ -68,7 +68,8 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     model, ramp = record["model"], record["ramp"]
     shared = "" if model["stored_layers"] == model["layers"] else f" ({model['stored_layers']} stored)"
     experts = "" if model["experts"] == 1 else f"{model['experts']} experts of "
-    kind = "".join(f", {word}" for word, there in (("pre-LN", model["norm"] == "pre"), ("nsp", model["nsp"])) if there)
+    kinds = (("pre-LN", model["norm"] == "pre"), ("nsp", model["nsp"]), (model["family"], model["family"] != "bert"))
+    kind = "".join(f", {word}" for word, there in kinds if there)
     rows = [
         ("format", record["format"]),
         ("run", record["name"]),

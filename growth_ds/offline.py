@@ -7,7 +7,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -74,6 +74,39 @@ def write_checkpoint(
         raise UserError(f"{out}: cannot be written ({error.strerror}); give a folder that can", "GDS-O01") from None
 
 
+class Source(Protocol):
+    """What grows: a checkpoint, or a Hugging Face folder (`growth_ds.folders`)."""
+
+    path: Path
+    model: Model
+
+    def read(self, name: str) -> TensorState:
+        """Everything known of one parameter."""
+
+
+def growth_of(
+    source: Source, target: Model, grow: Grow, order: Callable[[], Order] | None = None
+) -> tuple[GrowthPlan, Callable[[str], TensorState]]:
+    """The plan of a growth and what it makes of each parameter of the target. Raises UserError for one that cannot be.
+
+    `order`: measures the units of the feed-forward layers, for a recipe that deals them out by their importance.
+    """
+    check_rows(target)
+    plan = growth_plan(source.model, target, grow)
+    if plan.splits and order is not None:
+        plan = growth_plan(source.model, target, grow, order=order())
+    if plan.learned is not None:
+        raise UserError(f"grow.recipe: {grow.recipe} is learned on data; use it in a run (growth-ds train)", "GDS-G03")
+
+    def read(name: str) -> TensorState:
+        try:
+            return grow_state(plan, name, source.read, gather)
+        except ValueError as error:
+            raise UserError(f"{source.path}: {error}") from None
+
+    return plan, read
+
+
 def grow_checkpoint(
     source: Checkpoint, target: Model, grow: Grow, out: Path, force: bool, finish_ramp: bool = False,
     store: Path | None = None,
@@ -88,23 +121,11 @@ def grow_checkpoint(
             f"{source.path}: is in the middle of a growth's ramp; train it to the ramp's end, then grow it, or give "
             "--finish-ramp to grow what it will end in"
         )
-    check_rows(target)
-    plan = growth_plan(source.model, target, grow)
-    if plan.splits:
-        plan = growth_plan(source.model, target, grow, order=_order(source, store))
-    if plan.learned is not None:
-        raise UserError(f"grow.recipe: {grow.recipe} is learned on data; use it in a run (growth-ds train)", "GDS-G03")
+    plan, read = growth_of(source, target, grow, lambda: _order(source, store))
     facts = {**source.facts, "grown": [*source.facts.get("grown", []), plan.to_json()]}
     for key in ("probe", "ramp", "lr", "lr_decay"):
         facts.pop(key, None)
     facts |= during.after(plan, step).facts(step)
-
-    def read(name: str) -> TensorState:
-        try:
-            return grow_state(plan, name, source.read, gather)
-        except ValueError as error:
-            raise UserError(f"{source.path}: {error}") from None
-
     write_checkpoint(
         out,
         target,
@@ -137,7 +158,11 @@ def import_checkpoint(folder: Path, out: Path, force: bool) -> Model:
     def read(name: str) -> TensorState:
         return TensorState(imported.weights[name].float(), None, None, 0)
 
-    facts = {"step": 0, "stage": 0, "seconds": 0.0, "imported_from": folder.name}
+    facts: dict[str, Any] = {"step": 0, "stage": 0, "seconds": 0.0, "imported_from": folder.name}
+    if imported.unread is not None:
+        if not bool(imported.unread.isfinite().all()):
+            raise UserError(f"{folder}: the first rows of its position table are not finite; correct the weights")
+        facts["unread_positions"] = imported.unread.tolist()
     tokenizer = tokenizer_only(imported.tokenizer, out) if imported.tokenizer else None
     try:
         write_checkpoint(out, imported.model, read, facts, moments=False, tokenizer=tokenizer, force=force)
@@ -149,7 +174,7 @@ def import_checkpoint(folder: Path, out: Path, force: bool) -> Model:
 
 def tokenizer_only(folder: Path, near: Path) -> Path:
     """A temporary folder beside `near` with just the tokenizer's files."""
-    from growth_ds.interop.huggingface import TOKENIZER_FILES
+    from growth_ds.interop.tokenizer_files import TOKENIZER_FILES
 
     temporary = near.with_name(f".{near.name}.tokenizer")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -160,25 +185,61 @@ def tokenizer_only(folder: Path, near: Path) -> Path:
     return temporary
 
 
-def export_checkpoint(source: Checkpoint, out: Path, force: bool, finish_ramp: bool = False) -> None:
+def export_checkpoint(
+    source: Checkpoint, out: Path, force: bool, finish_ramp: bool = False, fold: bool = False
+) -> str | None:
     """A checkpoint as a folder that transformers opens, one with experts as a folder that brings its own loader.
 
     Raises UserError for a shape that transformers cannot hold.
 
-    In the middle of a ramp the plain model is another function than the one that was trained: `finish_ramp` exports it
-    all the same.
+    In the middle of a ramp a plain model is another function than the one that was trained. `fold`: the ramp as it
+    stands, put into the weights as far as that goes; `finish_ramp`: what it will end in. Returns the sentence on that
+    that the model card has, too. Without either, UserError says what cannot be folded and how far the logits move.
     """
     from growth_ds.interop.expert_folder import write_experts
     from growth_ds.interop.huggingface import write_huggingface
+    from growth_ds.interop.names import class_of
+    from growth_ds.model_card import card_of
 
-    progress = During.of(source.facts).progress(int(source.facts.get("step", 0)))
-    if progress is not None and not finish_ramp:
+    if fold and finish_ramp:
+        raise UserError("export: --fold keeps the ramp as it stands, --finish-ramp takes its end; give one of them")
+    read, note = _plain(source, finish_ramp, fold)
+    has_experts = source.model.experts > 1
+    kind = "" if has_experts else class_of(source.model)
+    card = card_of(
+        source.model, source.facts, source.path, has_tokenizer=source.tokenizer is not None, kind=kind,
+        notes=[note] if note else [],
+    )  # fmt: skip
+    if has_experts:
+        write_experts(source.model, read, out, source.tokenizer, force, card)
+        return note
+    rows = source.facts.get("unread_positions")
+    unread = None if rows is None else torch.tensor(rows, dtype=torch.float32)
+    write_huggingface(source.model, read, out, source.tokenizer, force, unread, card=card)
+    return note
+
+
+def _plain(source: Checkpoint, finish_ramp: bool, fold: bool) -> tuple[Callable[[str], torch.Tensor], str | None]:
+    """What an export reads, and what it has to say of a ramp. Raises UserError in a ramp of which nothing is asked."""
+    from growth_ds import folding
+
+    def read(name: str) -> torch.Tensor:
+        return source.tensor("weight", name)
+
+    during, step = During.of(source.facts), int(source.facts.get("step", 0))
+    progress = during.progress(step)
+    if progress is None or during.ramp is None:
+        return read, None
+    where = f"in the middle of a growth's ramp (progress {progress:g})"
+    if finish_ramp:
+        return read, f"Exported {where} as what it will end in, which was not trained as such."
+    found = folding.measure(load_module(source))
+    if not fold:
         raise UserError(
-            f"{source.path}: is in the middle of a growth's ramp (progress {progress:g}), which a plain BERT cannot "
-            "hold; train to its end, or give --finish-ramp to export what it will end in"
+            f"{source.path}: is {where}, which a plain BERT cannot hold: {found.text()}; train to its end, give --fold "
+            "to export that, or --finish-ramp for what the ramp will end in"
         )
-    write = write_huggingface if source.model.experts == 1 else write_experts
-    write(source.model, lambda name: source.tensor("weight", name), out, source.tokenizer, force)
+    return folding.fold(source.model, during.ramp.at(progress) or {}, read), f"Exported {where}: {found.text()}."
 
 
 def load_module(source: Checkpoint, progress: float | None = None) -> Bert:

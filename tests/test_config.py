@@ -244,7 +244,7 @@ SURFACE = {
     "Method": "budget optim start stages summary",
     "Model": "layers hidden heads ffn thin_ffn thin_every ffn_rank experts routing_seed light_every head_size "
     "stored_layers shared_runs shared_gradient "
-    "vocab_size positions segments norm nsp activation dropout attention_dropout norm_eps init_std",
+    "vocab_size positions segments norm nsp activation dropout attention_dropout family norm_eps init_std",
     "Optim": "name nvlamb lr warmup decay final schedule weight_decay betas eps clip",
     "Run": "name seed start data engine optim checkpoint log evaluation stages",
     "Sources": "source share",

@@ -65,6 +65,8 @@ ROOMS: dict[str, set[str]] = {
     "surroundings": BASE | {"data", "engine", "evaluate", "image", "start"},
     "interop": PARTS | {"checkpoint", "data"},
     "report": BASE | {"model", "checkpoint", "run_folder"},
+    "folding": {"config", "model"},
+    "model_card": BASE | {"model", "report", "run_folder"},
     "doctor": {"image", "ops"},
     "testing": BASE | {"growth", "model"},  # for recipes of users: it may not need an engine
 }
@@ -74,6 +76,7 @@ ROOMS["launching"] = {"config", "config_file", "engine"}
 ROOMS["offline"] = ROOMS["trainer"] | {"interop"}
 ROOMS["inside"] = {"config", "checkpoint", "data", "evaluate", "model", "offline", "report", "run_folder"}
 ROOMS["reporting"] = {"inside", "report", "run_folder"}
+ROOMS["folders"] = ROOMS["offline"] | {"offline"}
 ROOMS["demo"] = ROOMS["launch"] | {"launch", "offline", "interop", "inside"}
 ROOMS["fit"] = ROOMS["trainer"]
 ROOMS["suite"] = ROOMS["launch"] | {"launch", "fit"}

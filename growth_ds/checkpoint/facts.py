@@ -6,6 +6,7 @@
     ramp, lr, lr_decay                see `growth_ds.during`
     ends                              [[stage, steps], ...] that policies decided on: see `growth_ds.policy`
     splits                            [[stage, depth], ...], the same for runs of shared layers
+    unread_positions                  rows of an imported RoBERTa, see `growth_ds.interop.huggingface`
     loss_scale                        of fp16: see `growth_ds.engine.loss_scale`
 
 All may be missing, and keys that are not known here are left alone: nothing reads them.
@@ -90,6 +91,13 @@ def _is_decay(value: Any) -> bool:
     return known and bool(value["steps"])
 
 
+def _are_rows(value: Any) -> bool:
+    """Rows of finite numbers, all as wide as the first."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], list) or not value[0]:
+        return False
+    return all(_are_numbers(row, len(value[0]), lowest=-LARGEST_FLOAT) for row in value)
+
+
 _RULES: dict[str, Callable[[Any], bool]] = {
     "step": is_count,
     "stage": is_count,
@@ -108,6 +116,7 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     "lr_decay": _is_decay,
     "grown": _list_of(dict),
     "imported_from": _is_text,
+    "unread_positions": _are_rows,
     "converted_from": _is_text,
 }
 

@@ -14,9 +14,9 @@ from growth_ds.errors import UserError
 
 @app.command(epilog="Example: growth-ds grow runs/demo --recipe stack --times 2 --out grown")
 def grow(
-    source: CheckpointPath,
+    source: Annotated[Path, typer.Argument(help="A checkpoint, a run folder, or a Hugging Face folder.")],
     recipe: Annotated[str, typer.Option(help="A name (`growth-ds recipes`), a Python file, or a YAML `grow:` block.")],
-    out: Annotated[Path, typer.Option(help="Folder of the grown checkpoint.")],
+    out: Annotated[Path, typer.Option(help="Folder of the grown one, of the same kind.")],
     to: Annotated[
         Path | None, typer.Option(help="Instead of --times: YAML with keys of a `model:` block; others stay.")
     ] = None,
@@ -28,17 +28,21 @@ def grow(
     sets: Annotated[list[str] | None, typer.Option("--set", help="A key of the `grow:` block: ramp=500.")] = None,
     store: Annotated[Path | None, typer.Option(help="For moebert: text to measure units on. Default: none.")] = None,
 ) -> None:
-    """Grow a checkpoint: weights and, if it has them, both Adam moments."""
-    from growth_ds import offline
+    """Grow a checkpoint: weights and, if it has them, both Adam moments. Of a Hugging Face folder: one of its class."""
+    from growth_ds import folders, offline
     from growth_ds.config_file import load_grow, load_model
+    from growth_ds.interop.huggingface import is_huggingface
     from growth_ds.planning import describe, enlarged
 
     if (to is None) == (times is None):
         raise UserError("grow: give either --to MODEL.yaml or --times N")
     policy = load_grow(recipe, overrides=sets or ())
-    checkpoint = offline.find_checkpoint(source)
-    target = load_model(to, checkpoint.model) if to else enlarged(checkpoint.model, policy, times or 1)
-    made = offline.grow_checkpoint(checkpoint, target, policy, out, force, finish_ramp, store)
+    given = folders.Folder(source) if is_huggingface(source) else offline.find_checkpoint(source)
+    target = load_model(to, given.model) if to else enlarged(given.model, policy, times or 1)
+    if isinstance(given, folders.Folder):
+        made = folders.grow_folder(given, target, policy, out, force)
+    else:
+        made = offline.grow_checkpoint(given, target, policy, out, force, finish_ramp, store)
     if as_json:
         record = made.to_json() | ({"tensors": made.tensors()} if tensors else {})
         typer.echo(json.dumps(record, indent=1))
@@ -127,17 +131,20 @@ def evaluate(
 def export(
     source: CheckpointPath,
     out: Annotated[Path, typer.Option(help="Folder that transformers opens.")],
-    finish_ramp: Annotated[
-        bool, typer.Option("--finish-ramp", help="In the middle of a growth's ramp: its end.")
+    fold: Annotated[
+        bool, typer.Option("--fold", help="In the middle of a growth's ramp: as it stands, as far as weights can say.")
     ] = False,
+    finish_ramp: Annotated[bool, typer.Option("--finish-ramp", help="In its middle: what it will end in.")] = False,
     force: Force = False,
 ) -> None:
-    """Write a Hugging Face folder: config, safetensors, tokenizer. Of a model with experts, one with its own loader."""
+    """Write a Hugging Face folder with tokenizer and model card. Of a model with experts, one with its own loader."""
     from growth_ds import offline
 
     offline.check_free(out, force)
     checkpoint = offline.find_checkpoint(source)
-    offline.export_checkpoint(checkpoint, out, force, finish_ramp)
+    note = offline.export_checkpoint(checkpoint, out, force, finish_ramp, fold)
+    if note:
+        typer.echo(note)
     opened = f"transformers.AutoModelForMaskedLM.from_pretrained('{out}')"
     typer.echo(f"{out}: open with {opened if checkpoint.model.experts == 1 else 'load of its expert_bert.py'}")
 

@@ -21,7 +21,7 @@ def prepare(
     ],
     out: Annotated[Path, typer.Option(help="Folder of the store that is written.")],
     tokenizer: Annotated[
-        str, typer.Option(help="sentencepiece, a vocab.txt, or a tokenizer folder.")
+        str, typer.Option(help="sentencepiece, a vocab.txt, or a tokenizer folder (BERT, RoBERTa).")
     ] = "sentencepiece",
     vocab_size: Annotated[
         int, typer.Option(min=16, help="Pieces of a sentencepiece tokenizer that is trained.")

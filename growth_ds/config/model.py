@@ -37,6 +37,9 @@ FACTORS = ("first", "second")
 """Modules of the factors of such a matrix: `x.second.weight` times `x.first.weight` stand for `x.weight`."""
 
 
+Family = Literal["bert", "roberta", "xlm-roberta", "camembert"]
+
+
 class Model(Frozen):
     """The shape of one BERT, in units (`ffn`: of the feed-forward layer); two keys follow if not given."""
 
@@ -77,6 +80,9 @@ class Model(Frozen):
     activation: Literal["gelu", "gelu_new", "relu"] = "gelu"
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     attention_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    family: Family = "bert"
+    """Whose Hugging Face folder `growth-ds export` writes. The three others than BERT (as which MegatronBert counts)
+    hold the same parameters under other names, and count the positions of a row over its real tokens alone."""
     norm_eps: float = Field(default=1e-12, gt=0.0)
     init_std: float = Field(default=0.02, gt=0.0)
 
@@ -142,6 +148,15 @@ class Model(Frozen):
         if self.experts > 1 and (self.shares_layers or self.thin_ffn is not None or self.ffn_rank is not None):
             key = "stored_layers" if self.shares_layers else "thin_ffn" if self.thin_ffn is not None else "ffn_rank"
             raise ValueError(f"experts {self.experts} need layers that are alike and share nothing; leave out {key}")
+        return self
+
+    @model_validator(mode="after")
+    def _of_family(self) -> Model:
+        wanted = {"norm": "post", "nsp": False, "activation": "gelu"}
+        other = next((key for key, value in wanted.items() if getattr(self, key) != value), None)
+        if self.family != "bert" and other is not None:
+            value = str(wanted[other]).lower()
+            raise ValueError(f"family {self.family} has no model with this {other}; give {other}: {value}")
         return self
 
     def ffn_of(self, layer: int) -> int:

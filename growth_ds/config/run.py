@@ -191,7 +191,7 @@ _SAYS_NOTHING: dict[str, dict[str, Any]] = {
         "until": None, "path_layers": None, "submodel_layers": None, "pool": 1, "frozen_layers": 0,
         "attention_window": None, "depth_up_to": None,
     },
-    "model": {"shared_gradient": "sum", "ffn_rank": None, "light_every": None, "shared_runs": None},
+    "model": {"shared_gradient": "sum", "ffn_rank": None, "light_every": None, "shared_runs": None, "family": "bert"},
     "grow": {"rank_noise": 0.0, "experts": None, "shared_units": None, "learn": None},
 }  # fmt: skip
 """Keys of a stage, and of blocks in it, that came later, and what they are where they change nothing."""

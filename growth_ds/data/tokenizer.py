@@ -1,4 +1,5 @@
-"""The tokenizer: a trained sentencepiece unigram or a BERT WordPiece vocabulary behind one small face.
+"""The tokenizer: a trained sentencepiece unigram, a BERT WordPiece vocabulary or RoBERTa's byte-level BPE (Radford et
+al. 2019) behind one small face.
 
 Text is always encoded by the `tokenizers` object that is also what is saved, so a saved folder opened by
 `transformers.AutoTokenizer` gives the same ids by construction, with neither sentencepiece nor protobuf installed.
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-KINDS = {"Unigram": "sentencepiece", "WordPiece": "wordpiece"}
+ROBERTA_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
+"""The same five, as RoBERTa and XLM-R call them."""
+KINDS = {"Unigram": "sentencepiece", "WordPiece": "wordpiece", "BPE": "bpe"}
 WORD_START = "\u2581"  # how sentencepiece writes the space before a word
+BYTE_WORD_START = "\u0120"  # how byte-level BPE writes it
 _CONFIG_NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 
@@ -30,25 +34,26 @@ class Tokenizer:
     """Text to ids and back.
 
     Attributes:
-        kind: "sentencepiece" or "wordpiece".
+        kind: "sentencepiece", "wordpiece" or "bpe".
+        tokens: the special tokens, in the order of SPECIAL_TOKENS.
         vocab_size: number of ids; every id below it has a piece.
         pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
-        continuation: bool [vocab_size], True where a piece continues a word (`##x`; no leading `▁`).
+        continuation: bool [vocab_size], True where a piece continues a word (`##x`; no leading `▁` or `Ġ`).
         special: bool [vocab_size], True for the five special tokens.
         digest: sha256 of everything that decides the ids.
     """
 
     def __init__(self, backend: Backend, source: str = "tokenizer") -> None:
-        """Take over a `tokenizers.Tokenizer` with a Unigram or WordPiece model; `source` names it in errors.
+        """Take over a `tokenizers.Tokenizer` with a Unigram, WordPiece or byte-level BPE model; `source` is for errors.
 
         Raises UserError where the model is of another kind, a special token is missing, or ids have holes.
         """
-        self._backend = _prepared(backend, source)
+        self._backend, self.tokens = _prepared(backend, source)
         description = json.loads(self._backend.to_str())
         self.kind: str = KINDS[description["model"]["type"]]
         self._pieces = pieces = _pieces(self._backend, source)
         self.vocab_size = len(pieces)
-        ids = [pieces.index(token) for token in SPECIAL_TOKENS]
+        ids = [pieces.index(token) for token in self.tokens]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
         self.special: np.ndarray = np.isin(np.arange(self.vocab_size), ids)
         self.continuation: np.ndarray = np.array([self._continues(p) for p in pieces], np.bool_) & ~self.special
@@ -56,7 +61,9 @@ class Tokenizer:
         self.digest: str = _digest(description)
 
     def _continues(self, piece: str) -> bool:
-        return piece.startswith("##") if self.kind == "wordpiece" else not piece.startswith(WORD_START)
+        if self.kind == "wordpiece":
+            return piece.startswith("##")
+        return not piece.startswith(BYTE_WORD_START if self.kind == "bpe" else WORD_START)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, no special tokens added."""
@@ -91,12 +98,13 @@ class Tokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        names = dict(zip(_CONFIG_NAMES, SPECIAL_TOKENS, strict=True))
+        names = dict(zip(_CONFIG_NAMES, self.tokens, strict=True))
+        types = [] if self.tokens == ROBERTA_TOKENS else ["token_type_ids"]
         config: dict[str, Any] = {
             # The plain class, on purpose: the model classes (BERT, ALBERT) rebuild the pipeline their own way.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": model_max_length,
-            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+            "model_input_names": ["input_ids", *types, "attention_mask"],
             "padding_side": "right",
             "truncation_side": "right",
             "do_lower_case": self.lowercase,
@@ -138,9 +146,10 @@ def from_vocab(path: str | Path, lowercase: bool = True) -> Tokenizer:
 
 
 def from_folder(path: str | Path) -> Tokenizer:
-    """A tokenizer from a folder written by `Tokenizer.save`, or a Hugging Face one (`tokenizer.json`/`vocab.txt`).
+    """A tokenizer from a folder written by `Tokenizer.save`, or a Hugging Face one.
 
-    Raises UserError where the folder has neither, the file is damaged, or it is no BERT-like tokenizer.
+    That is `tokenizer.json`, or `vocab.txt`, or `vocab.json` and `merges.txt`. Raises UserError where the folder has
+    none of them, the file is damaged, or it is no tokenizer of a BERT or RoBERTa.
     """
     from tokenizers import Tokenizer as Backend
 
@@ -155,7 +164,29 @@ def from_folder(path: str | Path) -> Tokenizer:
         config = folder / "tokenizer_config.json"
         lowercase = _lower_case_of(config) if config.is_file() else True
         return from_vocab(folder / "vocab.txt", lowercase)
+    if (folder / "vocab.json").is_file():
+        return _from_merges(folder)
     raise UserError(f"{folder}: no tokenizer.json and no vocab.txt there; give a tokenizer folder")
+
+
+def _from_merges(folder: Path) -> Tokenizer:
+    """RoBERTa's byte-level BPE from the two files that its older folders have. Raises UserError."""
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        backend = Backend(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(
+            f"{folder}: vocab.json and merges.txt are no BPE ({_one_line(error)}); fetch them again"
+        ) from None
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    known = [token for token in ROBERTA_TOKENS if backend.token_to_id(token) is not None]
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False, lstrip=token == "<mask>") for token in known]
+    )
+    return Tokenizer(backend, str(folder))
 
 
 def _lower_case_of(config: Path) -> bool:
@@ -169,33 +200,65 @@ def _lower_case_of(config: Path) -> bool:
     return given
 
 
-def _prepared(backend: Backend, source: str) -> Backend:
-    """Our own copy with the special tokens registered, the [CLS]/[SEP] templates, no truncation and no padding."""
+def _prepared(backend: Backend, source: str) -> tuple[Backend, tuple[str, ...]]:
+    """Our own copy with the special tokens registered, the templates of rows, no truncation and no padding; the tokens.
+
+    RoBERTa's own tokens stay what they are where they are registered: its <mask> takes the blank before it along.
+    """
     from tokenizers import AddedToken, processors
     from tokenizers import Tokenizer as Backend
 
     backend = Backend.from_str(backend.to_str())
-    if type(backend.model).__name__ not in KINDS:
-        raise UserError(
-            f"{source}: a {type(backend.model).__name__} tokenizer; only WordPiece and sentencepiece unigram work here"
-        )
-    if missing := [token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None]:
+    description = json.loads(backend.to_str())
+    _check_kind(description, source)
+    known = backend.get_vocab(with_added_tokens=True).keys()
+    tokens = max(SPECIAL_TOKENS, ROBERTA_TOKENS, key=lambda names: len(known & set(names)))
+    pair = "{cls} $A {sep} $B:1 {sep}:1" if tokens == SPECIAL_TOKENS else "{cls} $A {sep} {sep} $B {sep}"
+    if missing := [token for token in tokens if token not in known]:
         raise UserError(f"{source}: lacks the special tokens {' '.join(missing)}; add them to the vocabulary")
-    if not _knows_unknown(json.loads(backend.to_str())["model"]):
-        raise UserError(f"{source}: the model has no piece for unknown words; set its unk_token or unk_id to [UNK]")
-    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+    if not _knows_unknown(description["model"]):
+        raise UserError(
+            f"{source}: the model has no piece for unknown words; set its unk_token or unk_id to {tokens[1]}"
+        )
+    added = {token.content for token in backend.get_added_tokens_decoder().values() if tokens == ROBERTA_TOKENS}
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in tokens if t not in added])
+    cls, sep = tokens[2:4]
     backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+        single=f"{cls} $A {sep}",
+        pair=pair.format(cls=cls, sep=sep),
+        special_tokens=[(token, backend.token_to_id(token)) for token in (cls, sep)],
     )
     backend.no_truncation()
     backend.no_padding()
-    return backend
+    return backend, tokens
+
+
+def _check_kind(description: dict[str, Any], source: str) -> None:
+    """Raises UserError for a tokenizer of another kind than ours."""
+    kind = description["model"]["type"]
+    if kind == "BPE" and not _is_byte_level(description["pre_tokenizer"]):
+        kind = "BPE (not byte-level)"
+    if kind not in KINDS:
+        works = "only WordPiece, sentencepiece unigram and byte-level BPE work here"
+        raise UserError(f"{source}: a {kind} tokenizer; {works}")
+
+
+def _is_byte_level(step: dict[str, Any] | None) -> bool:
+    """Whether a pre-tokenizer's description, or any of its parts, writes bytes as characters."""
+    if not step:
+        return False
+    return step["type"] == "ByteLevel" or any(map(_is_byte_level, step.get("pretokenizers", [])))
 
 
 def _knows_unknown(model: dict[str, Any]) -> bool:
-    """Whether the model itself has the piece that it gives for what it does not know; encoding raises without."""
+    """Whether the model itself has the piece that it gives for what it does not know; encoding raises without.
+
+    To a BPE that has every byte nothing is unknown.
+    """
+    if model["type"] == "BPE":
+        from tokenizers.pre_tokenizers import ByteLevel
+
+        return model["unk_token"] in model["vocab"] or set(ByteLevel.alphabet()) <= set(model["vocab"])
     return model["unk_token"] in model["vocab"] if "unk_token" in model else model["unk_id"] is not None
 
 

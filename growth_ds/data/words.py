@@ -38,7 +38,7 @@ class WordEncoder:
         self.by_word = _by_word(pipeline)
         """Whether words are looked up; otherwise every text goes to the tokenizer."""
         self._unigram = _table(pipeline) if self.by_word and tokenizer.kind == "sentencepiece" else None
-        self._blank = np.isin(np.arange(256), _BLANKS[tokenizer.kind])
+        self._blank = np.isin(np.arange(256), _BLANKS.get(tokenizer.kind, []))
         self._forget()
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

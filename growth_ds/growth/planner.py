@@ -18,7 +18,7 @@ from growth_ds.growth.recipe import Ask, Grown, Recipe
 from growth_ds.growth.recipes import find_recipe, that_grow
 from growth_ds.growth.split import MOEBERT, Order
 
-FIXED_KEYS = ("norm", "activation")
+FIXED_KEYS = ("norm", "activation", "family")
 """Keys of a model that are not sizes and that no growth may change: they alter the function itself."""
 Rows = Callable[[Model], Layout]
 

@@ -4,6 +4,7 @@ config.json            sizes, with a `model_type` that no library takes for a BE
 model.safetensors      our parameter names -> fp32 tensors, the experts' stacked along the first dimension
 routing.safetensors    `expert_of_token` (V,) int64: the expert of each token id
 expert_bert.py         the module in plain torch, and `load(folder)`
+README.md              the model card, if one is given
 tokenizer files        if the checkpoint has them
 """
 
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from growth_ds.config import Model
 from growth_ds.errors import UserError
-from growth_ds.interop.huggingface import copy_tokenizer, write_whole
+from growth_ds.interop.huggingface import write_card, write_whole
+from growth_ds.interop.tokenizer_files import copy_tokenizer
 from growth_ds.model.experts import routing_table
 from growth_ds.model.layout import parameter_shapes
 
@@ -33,7 +35,12 @@ KEYS = (
 
 
 def write_experts(
-    model: Model, read: Callable[[str], Tensor], out: str | Path, tokenizer: Path | None = None, force: bool = False
+    model: Model,
+    read: Callable[[str], Tensor],
+    out: str | Path,
+    tokenizer: Path | None = None,
+    force: bool = False,
+    card: str = "",
 ) -> None:
     """Write the folder. `read` gives the tensor of each parameter name.
 
@@ -46,6 +53,7 @@ def write_experts(
     def fill(folder: Path) -> None:
         from safetensors.torch import save_file
 
+        write_card(folder, card)
         copy_tokenizer(tokenizer, folder, model.positions)
         config = {"model_type": MODEL_TYPE, "architectures": ["ExpertBert"], "dtype": "float32"}
         config |= {key: getattr(model, key) for key in KEYS} | {"vocab_size": model.vocab}

@@ -2,6 +2,12 @@
 
 Post-LN models are transformers' Bert, pre-LN ones its MegatronBert. Both directions follow one table (`names.py`), so
 an import that is exported again gives the same tensors, bit for bit. transformers itself is not needed.
+
+RoBERTa, XLM-R and CamemBERT compute what a post-LN BERT does, and differ in their folder: the names, and the position
+table, whose row `pad_token_id + 1` is that of the first real token. The rows before it are read by padding alone, which
+nothing attends to. So our table has the real positions (a growth that copies positions must not meet the others), the
+key `family` of the model says whose folder it is, and the rows of an imported one wait among the checkpoint's facts
+(`unread_positions`) for an export. Where they are missing or of another width, after a growth, an export writes zeros.
 """
 
 from __future__ import annotations
@@ -19,29 +25,18 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from growth_ds.checkpoint.manifest import MANIFEST
 from growth_ds.config import Model
 from growth_ds.errors import UserError
 from growth_ds.files import replace_folder, sync
 from growth_ds.growth.product import whole
 from growth_ds.interop import names
 from growth_ds.interop.tensor_files import TensorFiles
+from growth_ds.interop.tokenizer_files import BEGIN, END, PAD, VOCABULARIES, copy_tokenizer, token_id
 from growth_ds.model.init import initial
 from growth_ds.model.layout import parameter_shapes
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-)
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
-"""Files of which a folder needs one to be a tokenizer."""
+POSITION = "embeddings.position.weight"
 FRESH_SEED = 0
 """Seed of the heads that a file lacks."""
 
@@ -55,13 +50,17 @@ class Imported:
     """Our parameter names -> fp32 tensors, each read when asked for."""
     tokenizer: Path | None
     """The folder, if it holds a tokenizer too."""
+    has_head: bool = True
+    """Whether the folder has an MLM head; else that of `weights` is fresh."""
+    unread: Tensor | None = None
+    """Of other families than BERT: rows [pad_token_id + 1, hidden] before the first real position, fp32."""
 
 
 class _Weights(Mapping[str, Tensor]):
     """Our names over their files."""
 
-    def __init__(self, model: Model, files: TensorFiles, keys: Mapping[str, tuple[str, ...]]) -> None:
-        self._model, self._files, self._keys = model, files, keys
+    def __init__(self, model: Model, files: TensorFiles, keys: Mapping[str, tuple[str, ...]], unread: int) -> None:
+        self._model, self._files, self._keys, self._unread = model, files, keys, unread
         self._names = list(parameter_shapes(model))
 
     def __getitem__(self, name: str) -> Tensor:
@@ -70,6 +69,8 @@ class _Weights(Mapping[str, Tensor]):
                 return initial(self._model, name, FRESH_SEED)
             raise KeyError(name)
         parts = [self._files.read(key) for key in self._keys[name]]
+        if name == POSITION:
+            return parts[0][self._unread :]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def __iter__(self) -> Iterator[str]:
@@ -80,7 +81,8 @@ class _Weights(Mapping[str, Tensor]):
 
 
 def read_huggingface(folder: str | Path) -> Imported:
-    """A model saved by transformers: `Bert*` or `MegatronBert*`, with or without heads, of any age.
+    """A model saved by transformers: `Bert*`, `MegatronBert*`, `Roberta*`, `XLMRoberta*` or `Camembert*`, with or
+    without heads, of any age.
 
     Has the file no MLM head, the model gets a fresh one; has it no next-sentence head, it gets none (and loses its
     pooler); a task head is left out. One line on stderr says so. Raises UserError for a model that ours cannot be.
@@ -88,23 +90,48 @@ def read_huggingface(folder: str | Path) -> Imported:
     folder = Path(folder)
     config = read_config(folder)
     files = TensorFiles(folder)
-    found = _canonical_keys(folder, files)
-    post = config["model_type"] == names.MODEL_TYPE["post"]
-    whole = model_of(folder, config, "post" if post else "pre", nsp=True)
-    nsp = all(key in found for name in names.NSP_NAMES for key in names.their_names(whole, name))
-    model = whole.model_copy(update={"nsp": nsp})
+    base, unread = names.base_of(config["model_type"]), unread_rows(folder, config)
+    found = _canonical_keys(files, base)
+    model = model_of(folder, config, nsp=False)
+    if model.family == "bert":
+        nsp = all(key in found for name in names.NSP_NAMES for key in names.their_names(model, name))
+        model = model.model_copy(update={"nsp": nsp})
     table = names.name_map(model)
     notes = []
-    if not any(key in found for name in names.HEAD_NAMES for key in table[name]):
+    has_head = any(key in found for name in names.HEAD_NAMES for key in table[name])
+    if not has_head:
         table = {name: keys for name, keys in table.items() if name not in names.HEAD_NAMES}
         notes.append(f"no MLM head, a fresh one is made with seed {FRESH_SEED}")
-    _check_tensors(folder, model, table, files, found)
-    notes += _left_out(folder, table, files, found)
+    _check_tensors(folder, model, table, files, found, unread)
+    notes += _left_out(table, files, found, base)
     if notes:
         print(f"{folder}: {'; '.join(notes)}", file=sys.stderr)
-    weights = _Weights(model, files, {name: tuple(found[key] for key in keys) for name, keys in table.items()})
+    keys = {name: tuple(found[key] for key in keys) for name, keys in table.items()}
     has_tokenizer = any((folder / name).is_file() for name in VOCABULARIES)
-    return Imported(model, weights, folder if has_tokenizer else None)
+    return Imported(
+        model,
+        _Weights(model, files, keys, unread),
+        folder if has_tokenizer else None,
+        has_head,
+        files.read(keys[POSITION][0])[:unread] if unread else None,
+    )
+
+
+def is_huggingface(path: Path) -> bool:
+    """Whether a folder is one of transformers', and not a checkpoint of ours."""
+    return (path / "config.json").is_file() and not (path / MANIFEST).is_file()
+
+
+def unread_rows(folder: Path, config: Mapping[str, Any]) -> int:
+    """Rows of the position table before the first that a real token reads. Raises UserError."""
+    if names.base_of(config["model_type"]) == "bert.":
+        return 0
+    pad, rows = config.get("pad_token_id", 1), config.get("max_position_embeddings")
+    rows = names.CONFIG_DEFAULTS["max_position_embeddings"] if rows is None else rows
+    if type(pad) is not int or type(rows) is not int or not 0 <= pad < rows - 1:
+        where = f"{folder / 'config.json'}: pad_token_id: {json.dumps(pad)}"
+        raise UserError(f"{where} leaves no row of {json.dumps(rows)} max_position_embeddings; correct one of them")
+    return pad + 1
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -119,21 +146,26 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: holds {type(config).__name__}, not a model's configuration; fetch it again")
     for key, values in names.SUPPORTED.items():
         given = config.get(key)
+        if key == "hidden_act" and names.base_of(config["model_type"]) != "bert.":
+            values = names.ROBERTA_ACTIVATIONS
         if given not in values and (given is not None or key == "model_type"):  # null stands for the default
             choices = " or ".join(json.dumps(value) for value in values)
             raise UserError(f"{path}: {key}: {json.dumps(given)} is not supported; use a model with {choices}")
     return config
 
 
-def model_of(folder: Path, config: dict[str, Any], norm: str, nsp: bool) -> Model:
-    path = folder / "config.json"
-    given: dict[str, Any] = {"norm": norm, "nsp": nsp}
+def model_of(folder: Path, config: dict[str, Any], nsp: bool) -> Model:
+    path, kind = folder / "config.json", config["model_type"]
+    given: dict[str, Any] = {"norm": "pre" if kind == "megatron-bert" else "post", "nsp": nsp}
+    given["family"] = "bert" if kind == "megatron-bert" else kind
     for ours, theirs in names.CONFIG.items():
         value = config.get(theirs)
         given[ours] = names.CONFIG_DEFAULTS.get(theirs) if value is None else value
         if given[ours] is None:
             raise UserError(f"{path}: {theirs}: this key is required; add it")
     given["activation"] = names.ACTIVATIONS[given["activation"]]
+    if unread := unread_rows(folder, config):
+        given["positions"] -= unread
     try:
         return Model.model_validate(given)
     except ValidationError as error:
@@ -142,11 +174,11 @@ def model_of(folder: Path, config: dict[str, Any], norm: str, nsp: bool) -> Mode
         raise UserError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}; correct it") from None
 
 
-def _canonical_keys(folder: Path, files: TensorFiles) -> dict[str, str]:
-    """Present name -> name in the files."""
+def _canonical_keys(files: TensorFiles, base: str) -> dict[str, str]:
+    """Present name -> name in the files; the encoder's begin with `base`."""
     found: dict[str, str] = {}
     for key in files.shapes:
-        name = names.canonical(key)
+        name = names.canonical(key, base)
         if name is None:
             continue
         if name in found:
@@ -159,12 +191,15 @@ def _canonical_keys(folder: Path, files: TensorFiles) -> dict[str, str]:
 
 
 def _check_tensors(
-    folder: Path, model: Model, table: Mapping[str, tuple[str, ...]], files: TensorFiles, found: Mapping[str, str]
-) -> None:
+    folder: Path, model: Model, table: Mapping[str, tuple[str, ...]], files: TensorFiles, found: Mapping[str, str],
+    unread: int,
+) -> None:  # fmt: skip
     """Raises UserError for the first tensor that is missing, of another shape than config.json says, or not tied."""
     shapes = parameter_shapes(model)
     for name, keys in table.items():
         expected = names.part_shape(shapes[name], len(keys))
+        if name == POSITION:
+            expected = (expected[0] + unread, *expected[1:])
         for key in keys:
             if key not in found:
                 raise UserError(f"{folder}: tensor '{key}' is missing from the weights; save the whole model again")
@@ -181,13 +216,13 @@ def _check_tensors(
 
 
 def _left_out(
-    folder: Path, table: Mapping[str, tuple[str, ...]], files: TensorFiles, found: Mapping[str, str]
+    table: Mapping[str, tuple[str, ...]], files: TensorFiles, found: Mapping[str, str], base: str
 ) -> list[str]:
     """Notes on tensors that are not taken over. Raises UserError where the encoder itself would compute with one."""
     used = {key for keys in table.values() for key in keys} | set(names.TIED)
     rest = [key for key in found if key not in used]
     for key in rest:
-        if key.startswith("bert.") and not key.startswith("bert.pooler."):
+        if key.startswith(base) and not key.startswith(f"{base}pooler."):
             where = f"{files.path(found[key])}: tensor '{found[key]}'"
             raise UserError(f"{where} has no place in the model of config.json; correct config.json")
     modules = sorted({key.rpartition(".")[0] for key in rest})
@@ -200,11 +235,15 @@ def write_huggingface(
     out: str | Path,
     tokenizer: Path | None = None,
     force: bool = False,
+    unread: Tensor | None = None,
+    has_head: bool = True,
+    card: str = "",
 ) -> None:
     """Write a folder that `AutoModelForMaskedLM.from_pretrained(out)` opens: config.json, model.safetensors, tokenizer.
 
-    `read` gives the tensor of each parameter name. Shared layers are written once for each depth, and
-    low-rank feed-forward matrices multiplied out; both are exact. The folder appears whole or not at all. Raises
+    `read` gives the tensor of each parameter name, `unread` rows are as `Imported` has them; without `has_head` the
+    folder is that of a class without MLM head; `card` is its README.md. Shared layers are written once for each depth,
+    and low-rank feed-forward matrices multiplied out; both are exact. The folder appears whole or not at all. Raises
     UserError for a shape that transformers cannot hold, and for an existing `out` unless `force`; then only an earlier
     export (or an empty folder) is replaced.
     """
@@ -222,7 +261,12 @@ def write_huggingface(
             f"{out}: transformers holds no model with heads {model.heads} x head_size {model.head_size} != hidden "
             f"{model.hidden}; export before one of them grows alone, or grow the other until hidden is the product"
         )
-    write_whole(out, force, lambda folder: _write_files(model, read, folder, tokenizer))
+
+    def fill(folder: Path) -> None:
+        write_card(folder, card)
+        _write_files(model, read, folder, tokenizer, unread, has_head)
+
+    write_whole(out, force, fill)
 
 
 def write_whole(out: Path, force: bool, fill: Callable[[Path], None]) -> None:
@@ -246,6 +290,12 @@ def write_whole(out: Path, force: bool, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def write_card(folder: Path, card: str) -> None:
+    """README.md of an exported folder, if there is anything to write."""
+    if card:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
 def _check_free(out: Path, force: bool) -> None:
     if not out.exists():
         return
@@ -255,20 +305,43 @@ def _check_free(out: Path, force: bool) -> None:
         raise UserError(f"{out}: exists and is not an exported model; --force replaces only those")
 
 
-def _write_files(model: Model, read: Callable[[str], Tensor], folder: Path, tokenizer: Path | None) -> None:
+def _write_files(
+    model: Model, read: Callable[[str], Tensor], folder: Path, tokenizer: Path | None, unread: Tensor | None,
+    has_head: bool,
+) -> None:  # fmt: skip
     from safetensors.torch import save_file
 
     copy_tokenizer(tokenizer, folder, model.positions)
+    kind = names.model_type(model)
     config = {
-        "architectures": [names.CLASS_PREFIX[model.norm] + ("ForPreTraining" if model.nsp else "ForMaskedLM")],
-        "model_type": names.MODEL_TYPE[model.norm],
+        "architectures": [names.class_of(model, has_head)],
+        "model_type": kind,
         **names.config_of(model),
-        "pad_token_id": _pad_id(folder),
+        "pad_token_id": token_id(folder, PAD, default=0),
         "tie_word_embeddings": True,
         "dtype": "float32",
     }
+    tensors = _their_tensors(model, read)
+    if model.family != "bert":
+        rows = _unread(model, folder, unread)
+        (key,) = names.their_names(model, POSITION)
+        tensors[key] = torch.cat([rows, tensors[key]])
+        config |= {"pad_token_id": len(rows) - 1, "max_position_embeddings": len(tensors[key])}
+        config |= {"bos_token_id": token_id(folder, BEGIN, 0), "eos_token_id": token_id(folder, END, 2)}
+    if not has_head:
+        heads = {key for name in names.HEAD_NAMES for key in names.their_names(model, name)}
+        # As transformers writes a class that is the encoder alone: without the prefix.
+        base = "" if model.nsp else names.base_of(kind)
+        tensors = {key.removeprefix(base): tensor for key, tensor in tensors.items() if key not in heads}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(_their_tensors(model, read), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _unread(model: Model, folder: Path, given: Tensor | None) -> Tensor:
+    """The rows before the first real position: the last of them is that of the padding token, by its id."""
+    if given is None:
+        return torch.zeros(token_id(folder, PAD, default=1) + 1, model.hidden)
+    return given if given.shape[1] == model.hidden else torch.zeros(len(given), model.hidden)
 
 
 def _their_tensors(model: Model, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
@@ -287,32 +360,3 @@ def _their_tensors(model: Model, read: Callable[[str], Tensor]) -> dict[str, Ten
             for key, part in zip(keys, tensor.chunk(len(keys)), strict=True):
                 tensors[key] = part.clone(memory_format=torch.contiguous_format)
     return tensors
-
-
-def copy_tokenizer(tokenizer: Path | None, folder: Path, positions: int) -> None:
-    """Put a tokenizer's files into the folder of an exported model, which reads `positions` tokens."""
-    for name in TOKENIZER_FILES:
-        if tokenizer is not None and (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, folder / name)
-    _limit_tokenizer(folder / "tokenizer_config.json", positions)
-
-
-def _limit_tokenizer(path: Path, positions: int) -> None:
-    """The tokenizer truncates at what this model can read, whatever it was made for."""
-    if path.is_file():
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["model_max_length"] = positions
-        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _pad_id(folder: Path) -> int:
-    """Id of the padding token of the tokenizer in a folder; 0, as in the published vocabularies, if it has none."""
-    try:
-        if (folder / "tokenizer.json").is_file():
-            added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
-            return next((int(token["id"]) for token in added if token["content"] == "[PAD]"), 0)
-        if (folder / "vocab.txt").is_file():
-            return (folder / "vocab.txt").read_text(encoding="utf-8").splitlines().index("[PAD]")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return 0  # only fine-tuning reads it, and only to leave that row of the embedding alone
-    return 0

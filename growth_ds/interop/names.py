@@ -1,7 +1,9 @@
 """The table our name -> transformers' names, and config key -> transformers' config key. The inverse is derived.
 
 A row with several names on the right is their concatenation along the first (output) dimension. Post-LN models are
-transformers' `Bert*`, pre-LN models its `MegatronBert*`; they differ in the norms only.
+transformers' `Bert*`, pre-LN models its `MegatronBert*`; they differ in the norms only. A model of another family than
+BERT is post-LN too, without next-sentence head, and has other names (Liu et al. 2019, arXiv 1907.11692): its position
+table begins with rows that no real token reads, see `growth_ds.interop.huggingface`.
 """
 
 from __future__ import annotations
@@ -44,10 +46,33 @@ MODULES: dict[str, dict[str, tuple[str, ...]]] = {
     }
     | _HEADS,
 }
-"""`norm` of a model -> our module -> their modules."""
+MODULES["roberta"] = {
+    ours: tuple(name.replace("bert.", "roberta.", 1) for name in theirs)
+    for ours, theirs in MODULES["post"].items()
+    if ours not in _HEADS
+} | {
+    "head.dense": ("lm_head.dense",),
+    "head.norm": ("lm_head.layer_norm",),
+    "head": ("lm_head",),
+}
+"""Style of the names -> our module -> their modules."""
 
-MODEL_TYPE = {"post": "bert", "pre": "megatron-bert"}
-CLASS_PREFIX = {"post": "Bert", "pre": "MegatronBert"}
+STYLES = {
+    # model_type of their config.json -> style of the names, prefix of the classes
+    "bert": ("post", "Bert"),
+    "megatron-bert": ("pre", "MegatronBert"),
+    "roberta": ("roberta", "Roberta"),
+    "xlm-roberta": ("roberta", "XLMRoberta"),
+    "camembert": ("roberta", "Camembert"),
+}
+
+CLASSES = {
+    (True, True): "ForPreTraining",
+    (True, False): "ForMaskedLM",
+    (False, True): "ForNextSentencePrediction",
+    (False, False): "Model",
+}
+"""Is there an MLM head, and a next-sentence head -> the rest of the class's name."""
 
 CONFIG = {
     "layers": "num_hidden_layers",
@@ -80,7 +105,7 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gel
 """Their `hidden_act` -> ours; the two tanh approximations are one function."""
 
 SUPPORTED: dict[str, tuple[object, ...]] = {
-    "model_type": tuple(MODEL_TYPE.values()),
+    "model_type": tuple(STYLES),
     "hidden_act": tuple(ACTIVATIONS),
     "position_embedding_type": ("absolute",),
     "is_decoder": (False,),
@@ -90,14 +115,34 @@ SUPPORTED: dict[str, tuple[object, ...]] = {
 }
 """Keys of config.json that change what is computed -> the values that ours computes."""
 
+ROBERTA_ACTIVATIONS = ("gelu",)
+"""As the others, where the head has this one whatever `hidden_act` says."""
+
 TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
+    "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+    "lm_head.decoder.bias": "lm_head.bias",
 }
 """Names that older files repeat -> the tensor they must be equal to."""
 
 HEAD_NAMES = tuple(HEAD)
 NSP_NAMES = tuple(NSP)
+
+
+def model_type(model: Model) -> str:
+    """Their name of a model's kind."""
+    return "megatron-bert" if model.norm == "pre" else model.family
+
+
+def class_of(model: Model, has_head: bool = True) -> str:
+    """transformers' class of a model, with or without MLM head."""
+    return STYLES[model_type(model)][1] + CLASSES[has_head, model.nsp]
+
+
+def base_of(kind: str) -> str:
+    """What the encoder's names begin with, in models of a `model_type`."""
+    return "roberta." if STYLES[kind][0] == "roberta" else "bert."
 
 
 def their_names(model: Model, name: str, depth: int | None = None) -> tuple[str, ...]:
@@ -108,7 +153,8 @@ def their_names(model: Model, name: str, depth: int | None = None) -> tuple[str,
     if index is not None:
         module = ".".join(["layers", "{layer}", *parts[2:]])
         index = index if depth is None else str(depth)
-    return tuple(f"{theirs}.{kind}".replace("{layer}", str(index)) for theirs in MODULES[model.norm][module])
+    modules = MODULES[STYLES[model_type(model)][0]]
+    return tuple(f"{theirs}.{kind}".replace("{layer}", str(index)) for theirs in modules[module])
 
 
 def name_map(model: Model) -> dict[str, tuple[str, ...]]:
@@ -121,12 +167,15 @@ def part_shape(shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
     return (shape[0] // parts, *shape[1:])
 
 
-def canonical(key: str) -> str | None:
-    """The present name of a tensor in a file of any age; None for buffers that are no weights."""
+def canonical(key: str, base: str = "bert.") -> str | None:
+    """The present name of a tensor in a file of any age; None for buffers that are no weights.
+
+    base: what the encoder's names begin with.
+    """
     if key.endswith((".position_ids", ".token_type_ids")):
         return None
     if key.startswith(("embeddings.", "encoder.", "pooler.")):  # saved from BertModel, without the heads
-        key = f"bert.{key}"
+        key = base + key
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):  # files converted from TensorFlow
         if key.endswith(f"LayerNorm{old}"):
             key = key.removesuffix(old) + new
@@ -134,5 +183,5 @@ def canonical(key: str) -> str | None:
 
 
 def config_of(model: Model) -> Mapping[str, object]:
-    """The entries of config.json that describe the shape."""
+    """The entries of config.json that describe the shape; `positions` are those that real tokens read."""
     return {theirs: getattr(model, ours) for ours, theirs in CONFIG.items()} | {"vocab_size": model.vocab}

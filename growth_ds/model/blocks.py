@@ -109,12 +109,14 @@ class Embeddings(nn.Module):
         self.segment = nn.Embedding(model.segments, model.hidden)
         self.norm = Norm(model.hidden, eps=model.norm_eps) if model.norm == "post" else None
         self.dropout = model.dropout
+        self.counts_real = model.family != "bert"
 
     def forward(self, ids: Tensor, segments: Tensor, ramp: Ramp | None = None, ragged: Ragged | None = None) -> Tensor:
         """ids, segments (B, T) -> (B, T, H), or (1, S, H) of the positions that are real."""
         positions = torch.arange(ids.shape[1], device=ids.device)
         if ragged is not None:
-            ids, segments, positions = map(ragged.pack, (ids, segments, positions.expand(ids.shape)))
+            positions = ragged.ranks() if self.counts_real else positions.expand(ids.shape)
+            ids, segments, positions = map(ragged.pack, (ids, segments, positions))
         x = self.word(ids) + self.position(positions) + self.segment(segments)
         if self.norm is not None:
             x = normed(self.norm, x, ramp)

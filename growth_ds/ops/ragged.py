@@ -42,6 +42,10 @@ class Ragged:
             return None
         return cls(mask, kept, F.pad(mask.sum(1).cumsum(0), (1, 0)).int())
 
+    def ranks(self) -> Tensor:
+        """How many real positions of its row stand before each: (B, T) int64. Of padding it means nothing."""
+        return (self.mask.cumsum(1) - 1).clamp_(min=0)
+
     def pack(self, x: Tensor) -> Tensor:
         """x (B, T, ...) -> its real positions (1, S, ...)."""
         return x.flatten(0, 1).index_select(0, self.kept)[None]

@@ -224,5 +224,5 @@ def test_other_kinds_of_tokenizer_are_refused(tmp_path: Path) -> None:
     from tokenizers import models
 
     Backend(models.BPE(vocab={"a": 0}, merges=[])).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match="a BPE tokenizer; only WordPiece and sentencepiece"):
+    with pytest.raises(UserError, match=r"a BPE \(not byte-level\) tokenizer; only WordPiece, sentencepiece"):
         from_folder(tmp_path)

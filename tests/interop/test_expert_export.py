@@ -76,7 +76,7 @@ def test_the_folder_opens_itself_with_our_logits(run, tmp_path, kind, padded):
     result = run("export", tmp_path / "ours", "--out", tmp_path / "folder")
     assert result.code == 0, result.err
     assert "expert_bert.py" in result.out
-    names = {"config.json", "model.safetensors", "routing.safetensors", "expert_bert.py"}
+    names = {"config.json", "model.safetensors", "routing.safetensors", "expert_bert.py", "README.md"}
     assert set(tree(tmp_path / "folder")) == names, "no pickle"
     batch = rows(model, seed=5, padded=padded)
     given = write_rows(batch, tmp_path / "in.npz")

@@ -234,7 +234,7 @@ def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path):
 
 
 CONFIG_ERRORS = [
-    ({"model_type": "roberta"}, r'model_type: "roberta" is not supported; use a model with "bert" or "megatron-bert"'),
+    ({"model_type": "electra"}, r'model_type: "electra" is not supported; use a model with "bert" or "megatron-bert"'),
     ({"model_type": None}, "model_type: null is not supported"),
     ({"hidden_act": "silu"}, 'hidden_act: "silu" is not supported; use a model with "gelu" or "gelu_new"'),
     ({"position_embedding_type": "relative_key"}, 'position_embedding_type: "relative_key" is not supported'),

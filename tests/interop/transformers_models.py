@@ -14,16 +14,29 @@ from transformers import (
     BertForMaskedLM,
     BertForPreTraining,
     BertModel,
+    CamembertConfig,
+    CamembertForMaskedLM,
     MegatronBertConfig,
     MegatronBertForMaskedLM,
     MegatronBertForPreTraining,
     MegatronBertModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
 )
 from transformers.utils import logging
 
 from tests.growth.models import Rows, randomise
 
-CONFIGS = {"post": BertConfig, "pre": MegatronBertConfig}
+CONFIGS: dict[str, Any] = {
+    "post": BertConfig,
+    "pre": MegatronBertConfig,
+    "roberta": RobertaConfig,
+    "xlm-roberta": XLMRobertaConfig,
+    "camembert": CamembertConfig,
+}
 CLASSES: dict[tuple[str, str], Any] = {
     ("post", "nsp"): BertForPreTraining,
     ("post", "mlm"): BertForMaskedLM,
@@ -31,6 +44,10 @@ CLASSES: dict[tuple[str, str], Any] = {
     ("pre", "nsp"): MegatronBertForPreTraining,
     ("pre", "mlm"): MegatronBertForMaskedLM,
     ("pre", "none"): MegatronBertModel,
+    ("roberta", "mlm"): RobertaForMaskedLM,
+    ("roberta", "none"): RobertaModel,
+    ("xlm-roberta", "mlm"): XLMRobertaForMaskedLM,
+    ("camembert", "mlm"): CamembertForMaskedLM,
 }
 SIZES = {
     "num_hidden_layers": 2,
@@ -41,6 +58,10 @@ SIZES = {
     "max_position_embeddings": 12,
 }
 logging.disable_progress_bar()
+
+
+ROBERTA = {"max_position_embeddings": 14, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+"""What the published models of that family have, at the sizes above."""
 
 
 def make(norm: str, head: str, seed: int = 0, **config: Any) -> Any:

@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from growth_ds.image import image
@@ -67,6 +68,16 @@ def machine() -> dict[str, Any]:
         "torch_cuda": torch.version.cuda or ABSENT,
         "cuda": devices,
     }
+
+
+def processor() -> str:
+    """Name of the processor, as the kernel gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def ops() -> list[dict[str, str]]:

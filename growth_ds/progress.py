@@ -131,8 +131,15 @@ class _View:
         if self.seen % self.every == 0:
             self.losses = [*self.losses, loss][-WIDE:]
         self.seen += 1
-        curve = sparkline(self.losses, min(self.losses), max(self.losses))
-        self.live.update(Group(self.bars, Text(f"{now}  {curve}", overflow="ellipsis", no_wrap=True)))
+        room = max(0, self.live.console.width - len(now) - 2)
+        self.live.update(Group(self.bars, Text(f"{now}  {self._curve(room)}", overflow="ellipsis", no_wrap=True)))
+
+    def _curve(self, room: int) -> str:
+        """The newest losses that there is room for; the first two points, the fall from the start, set no height."""
+        if not (shown := self.losses[-room:] if room else []):
+            return ""
+        settled = self.losses[2:] or self.losses
+        return sparkline(shown, min(self.losses), max(settled))
 
     def close(self) -> None:
         """Leave the last view where it is."""

@@ -54,6 +54,8 @@ def plan(
         typer.Option(help="Bits a second of each GPU's link (400g), or a node's (8x100g). Default: as its maker's."),
     ] = None,
     price: Annotated[float | None, typer.Option(min=0.0, help="For --hardware: of a GPU and hour.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the plan as one self-contained HTML page, too.")] = None,
+    force: Force = False,
     calibration: Annotated[
         Path | None,
         typer.Option(help="For --hardware here: keep what was measured in this file, and use it."),
@@ -67,7 +69,10 @@ def plan(
     from growth_ds.optim.curve import BLOCKS, curve, drawing
     from growth_ds.planning import plan_run, print_plan
     from growth_ds.reckoning import Hardware, reckoned
+    from growth_ds.reporting import check_page
 
+    if out is not None:
+        check_page(out, force)
     run = load_run(config, sets or ())
     asked = Hardware(hardware, nodes, gpus_per_node, gpus, interconnect, price, calibration)
     ranks = asked.ranks(ranks)
@@ -81,6 +86,10 @@ def plan(
         typer.echo("\n".join(drawing(record["lr"], BLOCKS if is_utf else "#")))
         if found:
             print_forecast(found)
+    if out is not None:
+        from growth_ds.report.plan_page import write_plan
+
+        typer.echo(write_plan(record, out), err=as_json)
     if fit:
         from growth_ds.fit import fit_run, print_fit
 

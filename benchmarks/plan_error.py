@@ -17,6 +17,7 @@ A machine that does other work gives other figures for the same step; the load a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -48,7 +49,7 @@ from growth_ds.planning import plan_run, with_vocabulary  # noqa: E402
 
 WITHIN = {"memory": 0.10, "time": 0.20}
 SKIPPED, EVERY_S = 2, 0.01
-LIMIT_S = 300.0
+LIMIT_S = 600.0
 VOCABULARY = 8192
 """Of the store."""
 
@@ -132,6 +133,15 @@ class Watcher:
         return sorted(self.peaks.values(), reverse=True)
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """With the ranks that it has started, if they have not ended."""
+    family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+    for each in family:
+        with contextlib.suppress(psutil.Error):
+            each.kill()
+    process.wait()
+
+
 def trained(path: Path, ranks: int) -> tuple[list[dict[str, Any]], int]:
     """Records of a run's steps, and the most bytes of any of its ranks."""
     folder, log = path.with_suffix(".run"), path.with_suffix(".log")
@@ -143,8 +153,7 @@ def trained(path: Path, ranks: int) -> tuple[list[dict[str, Any]], int]:
         try:
             code = process.wait(LIMIT_S)
         finally:
-            process.kill()
-            process.wait()
+            end(process)
             peaks = watcher.close()
     if code:
         raise RuntimeError(f"{path.stem}: {log.read_text()[-2000:]}")
@@ -163,7 +172,7 @@ def counted(run: Run, index: int) -> tuple[int, int]:
 def compare(name: str, case: dict[str, Any], store: Path, record: dict[str, Any]) -> dict[str, Any]:
     """One run, predicted, then measured; its files beside the store."""
     folder = store.parent
-    path = folder / f"{name.replace(' ', '-')}.yaml"
+    path = folder / f"run-{list(RUNS).index(name)}.yaml"
     path.write_text(yaml.safe_dump(config(name, case, store)))
     run = with_vocabulary(load_run(path), VOCABULARY)
     plan, here = plan_run(run, case["ranks"]), forecast_run_here(run, case["ranks"], record)

@@ -45,7 +45,7 @@ SECONDS, LEAST, MOST = 0.1, 3, 50
 ENGINES = ((2, 64, 512), (8, 64, 512), (2, 256, 8192), (2, 768, 8192), (2, 1024, 30522))
 """(layers, hidden, vocabulary) of the models whose steps are taken; the first two tell what a layer adds. The last
 fills DeepSpeed's buckets (`ds_config`): what a larger model needs beyond it is its state."""
-WARM, STEPS, TINY, LARGE = 1, 5, 8, 10**7
+WARM, STEPS, TINY, LARGE = 2, 5, 8, 10**7
 """Steps of each before those that count, and those, two of models of so many parameters; tokens of a rank's one row."""
 
 

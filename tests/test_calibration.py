@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -184,3 +185,17 @@ def test_two_ranks_measure(tmp_path):
     model = Model(layers=2, hidden=128, heads=2, ffn=512, vocab_size=1000, positions=32)
     on = calibration.rates(record, 2, "fp32")
     assert step_here(model, 32, 8, 1, on, predicted=5, asked=5, zero=2, precision="fp32").seconds > 0
+
+
+def test_the_rank_that_fails_first_is_named(monkeypatch):
+    def start(code):
+        return calibration.subprocess.Popen([sys.executable, "-c", code])
+
+    first = [start("import time; time.sleep(60)"), start("import sys; sys.exit(3)")]
+    assert calibration._first_to_fail(first) == 1
+    monkeypatch.setattr(calibration, "LIMIT_S", 0.0)
+    with pytest.raises(UserError, match="not calibrated within"):
+        calibration._first_to_fail(first[:1])
+    first[0].kill()
+    first[0].wait()
+    assert calibration._first_to_fail(first[:0]) is None

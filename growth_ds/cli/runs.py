@@ -70,6 +70,7 @@ def plan(
     from growth_ds.planning import plan_run, print_plan
     from growth_ds.reckoning import Hardware, reckoned
     from growth_ds.reporting import check_page
+    from growth_ds.terminal import console
 
     if out is not None:
         check_page(out, force)
@@ -83,7 +84,7 @@ def plan(
     if not as_json:
         print_plan(record)
         is_utf = (sys.stdout.encoding or "").lower().startswith("utf")
-        typer.echo("\n".join(drawing(record["lr"], BLOCKS if is_utf else "#")))
+        typer.echo("\n".join(drawing(record["lr"], BLOCKS if is_utf else "#", console().width)))
         if found:
             print_forecast(found)
     if out is not None:

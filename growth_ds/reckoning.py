@@ -53,9 +53,13 @@ def reckoned(run: Run, asked: Hardware, ranks: int, say: Callable[[str], None]) 
     if asked.name is None:
         return None
     if asked.name == HERE:
+        import torch
+
         from growth_ds.calibration import calibrated
         from growth_ds.forecast_here import forecast_run_here, precision_here
 
+        if torch.cuda.is_available():
+            raise UserError("--hardware here: measures a CPU, and ranks here would train on the GPU; give its name")
         record = calibrated(asked.calibration, ranks, [(run.engine.stage, precision_here(run))], say)
         return forecast_run_here(run, ranks, record)
     from growth_ds.forecast import forecast_run

@@ -168,11 +168,19 @@ def test_the_verb_prints_what_was_measured(monkeypatch, capsys, tmp_path):
     path = tmp_path / "here.json"
     path.write_text(json.dumps({"format": calibration.FORMAT, "machine": machine(), "ranks": {"2": RECORD}}))
     sets = ["--set", "engine.precision=fp32", "--ranks", 2, "--hardware", "here", "--calibration", path]
-    shown = growth_ds(monkeypatch, capsys, "plan", "configs/run/demo.yaml", *sets)
+    page = tmp_path / "plan.html"
+    shown = growth_ds(monkeypatch, capsys, "plan", "configs/run/demo.yaml", *sets, "--out", page)
     assert shown.code == 0, shown.err
     assert "2 rank(s) here" in shown.out
     assert "GPU-hours" not in shown.out
     assert "measured on this machine" in shown.out
+    text = page.read_text()
+    assert "ZeRO-2, as the run asks, fits" in text
+    assert "kWh" not in text
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    refused = growth_ds(monkeypatch, capsys, "plan", "configs/run/demo.yaml", *sets)
+    assert (refused.code, refused.err.count("\n"), refused.out) == (2, 1, "")
+    assert "give its name" in refused.err
 
 
 @pytest.mark.slow

@@ -22,15 +22,10 @@ from typing import Any
 import torch
 
 import growth_ds
-from growth_ds.doctor import processor
+from growth_ds.doctor import cores, processor
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece", "megatron-core", "numpy")
-
-
-def cores() -> int:
-    """The number of processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def accelerators() -> list[dict[str, Any]]:

@@ -145,9 +145,9 @@ def machine() -> dict[str, Any]:
     """By what a calibration belongs to a machine: processor, cores that may be used, torch."""
     from importlib.metadata import version
 
-    from growth_ds.doctor import processor
+    from growth_ds.doctor import cores, processor
 
-    return {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "torch": version("torch")}
+    return {"processor": processor(), "cores": cores(), "torch": version("torch")}
 
 
 def _read(path: Path) -> dict[str, Any]:

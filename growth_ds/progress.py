@@ -136,10 +136,9 @@ class _View:
 
     def _curve(self, room: int) -> str:
         """The newest losses that there is room for; the first two points, the fall from the start, set no height."""
-        if not (shown := self.losses[-room:] if room else []):
-            return ""
-        settled = self.losses[2:] or self.losses
-        return sparkline(shown, min(self.losses), max(settled))
+        shown = self.losses[-room:] if room else []
+        settled = self.losses[2:][-room:] or shown
+        return sparkline(shown, min(shown), max(settled)) if shown else ""
 
     def close(self) -> None:
         """Leave the last view where it is."""

@@ -75,6 +75,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/step_profile.py --json benchmarks/results/step_profile.json
 	$(BIN)/python benchmarks/compiled.py --device cpu --json benchmarks/results/compiled.json
 	$(BIN)/python benchmarks/fused_curves.py --json benchmarks/results/fused_curves.json
+	$(BIN)/python benchmarks/plan_error.py --json benchmarks/results/plan_error.json
 
 # The proof: every growth method against training from scratch on ../shared/data/pretrain; an hour or two, goes on when
 # started again.

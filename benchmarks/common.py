@@ -22,24 +22,10 @@ from typing import Any
 import torch
 
 import growth_ds
+from growth_ds.doctor import cores, processor
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece", "megatron-core", "numpy")
-
-
-def processor() -> str:
-    """Name of the processor, as the kernel gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
-def cores() -> int:
-    """The number of processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def accelerators() -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ goes on where it stopped.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,21 +92,20 @@ def _export(folder: Path) -> list[tuple[str, list[tuple[str, float]]]]:
 
 
 def _results(folder: Path, fillings: list[tuple[str, list[tuple[str, float]]]]) -> None:
-    from rich.console import Console
-
     from growth_ds.inside import look_inside
     from growth_ds.report.html import write_report
     from growth_ds.report.rows import growth_rows, summary
     from growth_ds.report.tables import comparison_table, growth_table
     from growth_ds.run_folder import RunFolder
+    from growth_ds.terminal import console, show
 
     grown, control = RunFolder(folder), RunFolder(folder / "scratch")
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(growth_table(growth_rows(grown)))
-    console.print(comparison_table([("grown", summary(grown)), ("from scratch", summary(control))]))
+    on = console()
+    show(on, growth_table(growth_rows(grown)))
+    show(on, comparison_table([("grown", summary(grown)), ("from scratch", summary(control))]))
     for text, words in fillings:
         best = ", ".join(f"{word.strip()} {score:.0%}" for word, score in words)
-        console.print(f"  {text}  ->  {best}", highlight=False)
+        on.print(f"  {text}  ->  {best}", highlight=False)
     guesses = {"Masked sentences": fillings}
     report = write_report(folder, grown.report, {"from scratch": control.path}, guesses, look_inside(grown))
     _say(f"    {report}")

@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from growth_ds.image import image
@@ -60,13 +61,28 @@ def machine() -> dict[str, Any]:
         devices.append({"name": facts.name, "sm": f"{facts.major}{facts.minor}", "memory_gib": memory})
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "instruction_set": table.instruction_set(),
         "torch_cuda": torch.version.cuda or ABSENT,
         "cuda": devices,
     }
+
+
+def cores() -> int:
+    """The number of processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Name of the processor, as the kernel gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def ops() -> list[dict[str, str]]:

@@ -146,8 +146,9 @@ def random_rows(run: Run, index: int, rows: int) -> Any:
 
 def print_fit(records: list[dict[str, Any]]) -> None:
     """The records as a table on the terminal."""
-    from rich.console import Console
     from rich.table import Table
+
+    from growth_ds.terminal import console, show
 
     table = Table("stage", "micro-batch", "tokens/s", "peak GiB", "")
     for record in records:
@@ -158,7 +159,7 @@ def print_fit(records: list[dict[str, Any]]) -> None:
                 str(record["stage"]), str(each["micro"]), f"{each['tokens_per_s']:,.0f}", peak, ", ".join(notes)
             )
         table.add_row(str(record["stage"]), "", "", "", record["why"])
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    show(console(), table)
 
 
 def main() -> None:

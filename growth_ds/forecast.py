@@ -10,7 +10,6 @@ shapes, taken before any point was compared, and not fitted. `benchmarks/forecas
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -163,6 +162,8 @@ def forecast_run(run: Run, on: Cluster, price: float | None = None) -> dict[str,
         "nodes": on.nodes,
         "gpus_per_node": on.per_node,
         "network_bytes_per_s": on.network,
+        "memory_bytes": on.gpu.memory,
+        "watts": on.gpu.watts,
         "zero": run.engine.stage,
         "stages": stages,
         "seconds": seconds,
@@ -170,17 +171,28 @@ def forecast_run(run: Run, on: Cluster, price: float | None = None) -> dict[str,
         "gpu_hours": hours,
         "kwh": hours * on.gpu.watts / 1000,
         "price": None if price is None else hours * price,
+        "assumed": assumed(),
     }
 
 
-def _stage(run: Run, index: int, on: Cluster) -> dict[str, Any]:
-    stage = run.stages[index]
+def accumulation_of(run: Run, index: int, ranks: int) -> int:
+    """Micro-batches of a rank in a step of stage `index`. Raises UserError for a batch that the ranks cannot share."""
     try:
-        accumulation = stage.batch.accumulation(on.ranks)
+        return run.stages[index].batch.accumulation(ranks)
     except ValueError as error:
-        raise UserError(
-            f"stages.{index}.{error}; change batch.global, batch.micro, --nodes or --gpus-per-node"
-        ) from None
+        raise UserError(f"stages.{index}.{error}; change batch.global, batch.micro, or the number of ranks") from None
+
+
+def assumed() -> str:
+    """What a forecast takes for given."""
+    return (
+        f"Assumed: {MATRIX:.0%} of the peak in products, {MEMORY:.0%} of the memory's and {LINKS:.0%} of the links' "
+        "bandwidth, no message hidden behind the backward; validation, checkpoints and hosts not counted."
+    )
+
+
+def _stage(run: Run, index: int, on: Cluster) -> dict[str, Any]:
+    stage, accumulation = run.stages[index], accumulation_of(run, index, on.ranks)
     step = _step(run, stage, accumulation, on)
     learned = learn_flops(run, index) / (MATRIX * on.gpu.matrix[_precision(run, on)] * on.ranks)
     memory, fits = _memory(run, stage, on)
@@ -226,34 +238,44 @@ def _memory(run: Run, stage: Stage, on: Cluster) -> tuple[dict[str, int], int | 
 
 def print_forecast(record: dict[str, Any]) -> None:
     """The forecast as a table on the terminal, and what it assumes."""
-    from rich.console import Console
     from rich.table import Table
 
     from growth_ds.progress import clock
+    from growth_ds.terminal import console, show
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    gpus = record["nodes"] * record["gpus_per_node"]
-    table = Table(
-        "stage", "step, ms", "products", "memory", "messages", "tokens/s", "of peak", "time", "GiB", "fits from"
-    )
-    table.title = f"{gpus:,} x {record['hardware']}, {record['nodes']} node(s), ZeRO-{record['zero']}: a forecast"
+    on, here = console(), "machine" in record
+    table = Table("stage", "step, ms", "products", "memory", "messages", "tokens/s", "time", "GiB", "fits from")
+    if not here:
+        table.add_column("of peak")
+    table.title = title_of(record)
     for number, stage in enumerate(record["stages"]):
         step, needed = stage["step"], stage["bytes_per_rank"][str(record["zero"])] / 2**30
         memory = step["traffic"] + step["launches"] + step["optimizer"]
         shown = [f"{1000 * part:.1f}" for part in (step["products"], memory, step["messages"])]
-        fits = "no ZeRO" if stage["recommended_zero"] is None else f"ZeRO-{stage['recommended_zero']}"
         table.add_row(
             str(number), f"{1000 * stage['step_seconds']:.1f}", *shown, f"{stage['tokens_per_s']:,.0f}",
-            f"{stage['utilisation']:.0%}", clock(stage["seconds"]), f"{needed:.1f}", fits,
+            clock(stage["seconds"]), f"{needed:.1f}", fits_from(stage),
+            *([] if here else [f"{stage['utilisation']:.0%}"]),
         )  # fmt: skip
-    console.print(table)
-    bill = f"{record['gpu_hours']:,.1f} GPU-hours, {record['kwh']:,.1f} kWh at the boards' limit"
-    bill += "" if record["price"] is None else f", price {record['price']:,.2f}"
+    show(on, table)
     share = record["seconds"] / record["seconds_from_scratch"]
     scratch = f"the last model on all these tokens {clock(record['seconds_from_scratch'])} (ratio {share:.3f})"
-    console.print(f"time {clock(record['seconds'])}; {scratch}\n{bill}", highlight=False)
-    console.print(
-        f"Assumed: {MATRIX:.0%} of the peak in products, {MEMORY:.0%} of the memory's and {LINKS:.0%} of the links' "
-        "bandwidth, no message hidden behind the backward; validation, checkpoints and hosts not counted.",
-        highlight=False,
-    )
+    on.print(f"time {clock(record['seconds'])}; {scratch}", highlight=False)
+    if not here:
+        bill = f"{record['gpu_hours']:,.1f} GPU-hours, {record['kwh']:,.1f} kWh at the boards' limit"
+        on.print(bill + ("" if record["price"] is None else f", price {record['price']:,.2f}"), highlight=False)
+    on.print(record["assumed"], highlight=False)
+
+
+def title_of(record: dict[str, Any]) -> str:
+    """On what the forecast is."""
+    ranks = record["nodes"] * record["gpus_per_node"]
+    if "machine" in record:
+        return f"{ranks:,} rank(s) here ({record['machine']['processor']}), ZeRO-{record['zero']}: a forecast"
+    return f"{ranks:,} x {record['hardware']}, {record['nodes']} node(s), ZeRO-{record['zero']}: a forecast"
+
+
+def fits_from(stage: dict[str, Any]) -> str:
+    """The lowest ZeRO stage that there is room for."""
+    lowest = stage["recommended_zero"]
+    return "none" if lowest is None else f"ZeRO-{lowest}"

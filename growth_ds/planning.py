@@ -214,11 +214,12 @@ def describe(plan: GrowthPlan, tensors: bool = False) -> list[str]:
 
 def print_plan(record: dict[str, Any]) -> None:
     """The plan as tables on the terminal."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(f"{record['name']}: {record['steps']:,} steps, {record['tokens']:.4g} tokens", highlight=False)
+    from growth_ds.terminal import console, show
+
+    on = console()
+    on.print(f"{record['name']}: {record['steps']:,} steps, {record['tokens']:.4g} tokens", highlight=False)
     keys = ("layers", "hidden", "heads", "ffn", "positions")
     sizes = Table("stage", *keys, "length", "batch", "steps", "parameters", "FLOPs/token")
     peaks = [f"growth, {mode}" for mode in ("rank0", "sharded")]
@@ -231,14 +232,14 @@ def print_plan(record: dict[str, Any]) -> None:
         sizes.add_row(str(number), *shape, *counts, f"{stage['flops_per_token']:.3g}")
         values = [*stage["bytes_per_rank"].values(), *(stage["growth_peak"] or {}).values()]
         memory.add_row(str(number), *(f"{value / 2**30:.3f}" for value in values))
-    console.print(sizes)
-    console.print(memory)
+    show(on, sizes)
+    show(on, memory)
     for number, stage in enumerate(record["stages"]):
         for line in (stage["growth"] or {}).get("text", []):
-            console.print(f"into stage {number}: {line}", highlight=False)
+            on.print(f"into stage {number}: {line}", highlight=False)
         if stage["learn"]:
-            console.print(f"into stage {number}: {_learn_line(stage['learn'])}", highlight=False)
-    console.print(
+            on.print(f"into stage {number}: {_learn_line(stage['learn'])}", highlight=False)
+    on.print(
         f"FLOPs {record['flops']:.4g}; the last model on all these tokens {record['flops_from_scratch']:.4g}; "
         f"ratio {record['flops_ratio']:.3f}",
         highlight=False,

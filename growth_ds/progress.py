@@ -131,8 +131,14 @@ class _View:
         if self.seen % self.every == 0:
             self.losses = [*self.losses, loss][-WIDE:]
         self.seen += 1
-        curve = sparkline(self.losses, min(self.losses), max(self.losses))
-        self.live.update(Group(self.bars, Text(f"{now}  {curve}", overflow="ellipsis", no_wrap=True)))
+        room = max(0, self.live.console.width - len(now) - 2)
+        self.live.update(Group(self.bars, Text(f"{now}  {self._curve(room)}", overflow="ellipsis", no_wrap=True)))
+
+    def _curve(self, room: int) -> str:
+        """The newest losses that there is room for; the first two points, the fall from the start, set no height."""
+        shown = self.losses[-room:] if room else []
+        settled = self.losses[2:][-room:] or shown
+        return sparkline(shown, min(shown), max(settled)) if shown else ""
 
     def close(self) -> None:
         """Leave the last view where it is."""

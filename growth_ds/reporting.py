@@ -18,10 +18,7 @@ def report(runs: Sequence[Path], out: Path | None, layers: bool, force: bool) ->
 
     first = RunFolder(runs[0])
     out = out or first.report
-    if out.is_dir():
-        raise UserError(f"{out}: is a folder; give --out the name of a file")
-    if out.exists() and not force:
-        raise UserError(f"{out}: exists; give another --out, or --force to replace it", "GDS-O01")
+    check_page(out, force)
     first.run()  # says what is no run before anything is loaded
     others = dict(zip(names(runs)[1:], runs[1:], strict=True))
     found = []
@@ -36,6 +33,14 @@ def report(runs: Sequence[Path], out: Path | None, layers: bool, force: bool) ->
         raise UserError(
             f"{runs[0]}: ledger or metrics have a line that no run has written ({what}); remove that line"
         ) from None
+
+
+def check_page(out: Path, force: bool) -> None:
+    """Raises UserError for a folder, and for a file that is not to be replaced."""
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; give --out the name of a file")
+    if out.exists() and not force:
+        raise UserError(f"{out}: exists; give another --out, or --force to replace it", "GDS-O01")
 
 
 def names(runs: Sequence[Path]) -> list[str]:

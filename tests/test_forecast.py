@@ -49,11 +49,13 @@ def test_no_bandwidth_is_refused(given):
 
 
 def test_unknown_hardware_and_a_network_that_is_missing_are_named():
-    with pytest.raises(UserError, match=r"'h900' is unknown; give one of v100, .*b200"):
+    with pytest.raises(UserError, match=r"'h900' is unknown; give here, or one of v100, .*b200"):
         cluster("h900", 1, 8, None)
     with pytest.raises(UserError, match="--interconnect: not given"):
-        cluster("h100", 2, 8, None)
+        cluster("l40s", 2, 8, None)
     assert cluster("h100", 2, 8, "400g").ranks == 16
+    assert cluster("h100", 2, 8, None) == cluster("h100", 2, 8, "400g"), "its maker joins them so"
+    assert cluster("h100", 1, 8, None).network == 0.0
 
 
 def test_one_gpu_by_hand():

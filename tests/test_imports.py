@@ -33,6 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "config": set(),
     "config_file": {"config"},
     "progress": BASE | {"engine"},
+    "terminal": set(),
     "rank_logs": {"engine"},
     "host_check": {"engine"},
     "growth": {"config"},  # algebra on tables: it takes the layout as an argument
@@ -43,9 +44,9 @@ ROOMS: dict[str, set[str]] = {
     "engine": {"config", "optim"},  # it is handed a module
     "paths": {"config"},
     "start": BASE | {"growth", "model", "checkpoint", "data", "during"},
-    "planning": BASE | {"growth", "model", "paths", "start"},
+    "planning": BASE | {"growth", "model", "paths", "start", "terminal"},
     "hardware": set(),
-    "forecast": BASE | {"hardware", "model", "planning", "progress"},
+    "forecast": BASE | {"hardware", "model", "planning", "progress", "terminal"},
     "policy": BASE | {"model", "planning"},
     "correlation": PARTS | {"data"},
     "importance": PARTS | {"data"},
@@ -79,6 +80,10 @@ ROOMS["reporting"] = {"inside", "report", "run_folder"}
 ROOMS["folders"] = ROOMS["offline"] | {"offline"}
 ROOMS["demo"] = ROOMS["launch"] | {"launch", "offline", "interop", "inside"}
 ROOMS["fit"] = ROOMS["trainer"]
+ROOMS["calibration"] = {"doctor", "engine"}
+ROOMS["calibrating"] = ROOMS["trainer"] | {"fit", "trainer"}
+ROOMS["forecast_here"] = PARTS | {"calibration", "data", "forecast", "planning"}
+ROOMS["reckoning"] = {"config", "calibration", "forecast", "forecast_here", "hardware"}
 ROOMS["suite"] = ROOMS["launch"] | {"launch", "fit"}
 ROOMS["convert"] = ROOMS["offline"] | {"offline"}
 ROOMS["downstream"] = ROOMS["offline"] | {"offline"}

@@ -66,3 +66,14 @@ def test_sparkline():
 
 def test_clock():
     assert [clock(seconds) for seconds in (5, 125, 3723)] == ["0:05", "2:05", "1:02:03"]
+
+
+def test_a_narrow_terminal_keeps_the_newest_losses(monkeypatch: pytest.MonkeyPatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    follow(Progress(make_run("run", 20, SIZES), live=True))
+    last = next(line for line in reversed(screen.getvalue().splitlines()) if "tokens/s" in line)
+    assert "…" not in last
+    assert last.rstrip().endswith("▁"), "the loss falls, so the newest is the lowest"

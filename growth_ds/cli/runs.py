@@ -51,40 +51,57 @@ def plan(
     ranks: Ranks = 1,
     fit: Annotated[bool, typer.Option("--fit", help="Also try micro-batches here, by training steps.")] = False,
     hardware: Annotated[
-        str | None, typer.Option(help="Forecast the time on such GPUs: v100, a100, h100, ... Default: no forecast.")
+        str | None, typer.Option(help="Forecast on such GPUs: v100, a100, h100, ...; or here. Default: no forecast.")
     ] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="For --hardware: number of machines.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="For --hardware: GPUs of each machine.")] = 8,
+    nodes: Annotated[int | None, typer.Option(min=1, help="For --hardware: number of machines. Default: 1.")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="For --hardware: GPUs of each machine. Default: 8.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="For --hardware: all GPUs, in machines of 8.")] = None,
     interconnect: Annotated[
-        str | None, typer.Option(help="For --nodes: bits a second of each GPU's link (400g), or of a node's (8x100g).")
+        str | None,
+        typer.Option(help="Bits a second of each GPU's link (400g), or a node's (8x100g). Default: as its maker's."),
     ] = None,
     price: Annotated[
         float | None, typer.Option(min=0.0, help="For --hardware: price of a GPU and hour, in any currency.")
     ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the plan as a self-contained HTML page.")] = None,
+    force: Force = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="For --hardware here: keep what was measured in this file, and use it."),
+    ] = None,
     as_json: Json = False,
     sets: Sets = None,
 ) -> None:
-    """Show what a run costs and what each growth does. Needs no data and, without --fit, allocates nothing."""
+    """Show what a run costs and what each growth does. Needs no data; without --fit and here, allocates nothing."""
     from growth_ds.config_file import load_run
-    from growth_ds.forecast import forecast_run, print_forecast
-    from growth_ds.hardware import cluster
+    from growth_ds.forecast import print_forecast
     from growth_ds.optim.curve import BLOCKS, curve, drawing
     from growth_ds.planning import plan_run, print_plan
+    from growth_ds.reckoning import Hardware, reckoned
+    from growth_ds.reporting import check_page
+    from growth_ds.terminal import console
 
+    if out is not None:
+        check_page(out, force)
     run = load_run(config, sets or ())
-    on = None if hardware is None else cluster(hardware, nodes, gpus_per_node, interconnect)
-    if on is None and (nodes > 1 or interconnect is not None or price is not None):
-        raise UserError("plan: --nodes, --interconnect and --price belong to a forecast; give --hardware too")
-    record = plan_run(run, ranks if on is None else on.ranks)
-    if on is not None:
-        record["forecast"] = forecast_run(run, on, price)
+    asked = Hardware(hardware, nodes, gpus_per_node, gpus, interconnect, price, calibration)
+    ranks = asked.ranks(ranks)
+    record = plan_run(run, ranks)
+    if found := reckoned(run, asked, ranks, say=lambda line: typer.echo(line, err=True)):
+        record["forecast"] = found
     record["lr"] = curve(run)
     if not as_json:
         print_plan(record)
         is_utf = (sys.stdout.encoding or "").lower().startswith("utf")
-        typer.echo("\n".join(drawing(record["lr"], BLOCKS if is_utf else "#")))
-        if on is not None:
-            print_forecast(record["forecast"])
+        typer.echo("\n".join(drawing(record["lr"], BLOCKS if is_utf else "#", console().width)))
+        if found:
+            print_forecast(found)
+    if out is not None:
+        from growth_ds.report.plan_page import write_plan
+
+        typer.echo(write_plan(record, out), err=as_json)
     if fit:
         from growth_ds.fit import fit_run, print_fit
 

@@ -29,6 +29,12 @@ def anonymous_memory() -> int:
     return 0
 
 
+def resident_memory(process: int | str = "self") -> int:
+    """Bytes of a process that no file backs, shared memory included. OSError for one that has ended."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+
+
 def keep_memory() -> None:
     """Have the C library keep what is freed, for the next step: on a CPU each step frees and asks for the same tensors.
 

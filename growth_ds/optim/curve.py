@@ -16,7 +16,9 @@ POINTS = 64
 """Steps of a stage at which the rate is taken; of a shorter stage every one."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH, HEIGHT = 72, 6
-"""Columns and lines of the drawing."""
+"""Columns, at the most, and lines of the drawing."""
+MARGIN = 11
+"""Columns to its left."""
 
 
 def curve(run: Run) -> dict[str, Any]:
@@ -51,14 +53,14 @@ def _turns(run: Run, begin: int) -> Iterable[int]:
     return (end - 1, end, stage.grow.rewarm if index else 0)
 
 
-def drawing(record: Mapping[str, Any], blocks: str = BLOCKS) -> list[str]:
+def drawing(record: Mapping[str, Any], blocks: str = BLOCKS, room: int = WIDTH + MARGIN) -> list[str]:
     """Lines of text: the curve from step 0 to the last, the stages where they begin, and their rates.
 
-    `blocks`: characters from the lowest to the full height of a line; one will do.
+    `blocks`: characters from the lowest to the full height of a line; one will do. `room`: columns of the terminal.
     """
     stages = record["stages"]
     total = stages[-1]["first_step"] + stages[-1]["steps"]
-    width = min(WIDTH, total)
+    width = max(1, min(WIDTH, room - MARGIN, total))
     top = max(rate for _, rate in record["points"])
     heights = [_at(record["points"], column * (total - 1) / max(1, width - 1)) / top for column in range(width)]
     lines = ["learning rate"]

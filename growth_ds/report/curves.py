@@ -61,10 +61,13 @@ def loss_svg(curves: Sequence[Curve], entropy: float | None = None) -> str:
 
 
 def panel_svg(curves: Sequence[Curve], key: str, entropy: float | None = None) -> str:
-    """One panel without a legend, for a page that has its own; `key` is one of PANELS."""
+    """One panel without a legend, for a page that has its own; `key` is one of PANELS.
+
+    Growths of the first run have numbers, from 1: what grew would lie over the curves, and be too small on a telephone.
+    """
     with _style():
         figure = _figure(PANEL_INCHES)
-        _draw_loss(figure.subplots(), key, curves, entropy)
+        _draw_loss(figure.subplots(), key, curves, entropy, numbered=True)
         return _svg(figure, key)
 
 
@@ -108,7 +111,7 @@ def save_png(path: Path, curves: Sequence[Curve], entropy: float | None = None, 
         figure.savefig(path, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
 
 
-def _draw_loss(panel: Axes, key: str, curves: Sequence[Curve], entropy: float | None) -> None:
+def _draw_loss(panel: Axes, key: str, curves: Sequence[Curve], entropy: float | None, numbered: bool = False) -> None:
     """Raw loss light, smoothed loss strong, validations as points, growths as dashed lines."""
     largest = max(curve.train[-1][key] for curve in curves)
     divisor, label = scale(key, largest)
@@ -126,7 +129,19 @@ def _draw_loss(panel: Axes, key: str, curves: Sequence[Curve], entropy: float | 
     if entropy is not None and math.isfinite(entropy):
         _entropy(panel, f"{key}-entropy", entropy)
     for index, growth in enumerate(curves[0].growths):
-        _growth_label(panel, f"{key}-label-{index}", growth.at[key] / divisor, growth.label())
+        gid, place = f"{key}-label-{index}", growth.at[key] / divisor
+        if numbered:
+            _growth_number(panel, gid, place, index + 1)
+        else:
+            _growth_label(panel, gid, place, growth.label())
+
+
+def _growth_number(panel: Axes, gid: str, x: float, number: int) -> None:
+    """A number over the end of the dashed line."""
+    panel.annotate(
+        str(number), (x, 1), xycoords=panel.get_xaxis_transform(), xytext=(0, 2), textcoords="offset points",
+        ha="center", va="bottom", fontsize=9.5, color=INK, gid=gid, annotation_clip=False,
+    )  # fmt: skip
 
 
 def _growth_label(panel: Axes, gid: str, x: float, text: str) -> None:

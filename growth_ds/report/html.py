@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from growth_ds.errors import UserError
-from growth_ds.files import write_durably
 from growth_ds.report import units
 from growth_ds.report.compare import Comparison, compare
 from growth_ds.report.curves import PANELS, SERIES, optim_svg, panel_svg
 from growth_ds.report.layers import Layers, layers_section
-from growth_ds.report.page import Html, document, element, inline, join, section, table
+from growth_ds.report.page import Html, document, element, fact, inline, join, section, table, write_page
 from growth_ds.report.prose import in_plain_words
 from growth_ds.report.rows import GrowthRow, StageRow, Summary, events, growth_rows, stage_rows, summary
 from growth_ds.report.series import Curve, read_curve
@@ -68,7 +66,7 @@ def write_report(
             _configuration(source),
         ]
     )
-    _write(out, document(f"{run.name}: growth_ds report", body))
+    write_page(out, document(f"{run.name}: growth_ds report", body), "report")
     return out
 
 
@@ -76,15 +74,6 @@ def _compared(subject: _Subject, rival: _Subject) -> Comparison | None:
     """At equal compute; None where the losses are on different texts, or one run has none."""
     same_text = subject.summary.store == rival.summary.store
     return compare(subject.curve, rival.curve) if same_text else None
-
-
-def _write(out: Path, text: str) -> None:
-    """Replace `out` as a whole: a reader never sees half a page."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(out, text)
-    except OSError as error:
-        raise UserError(f"{out}: report not written ({error.strerror}); give a path that can be written") from None
 
 
 def _facts(run: Summary) -> Html:
@@ -97,7 +86,7 @@ def _facts(run: Summary) -> Html:
         ("tokens seen", units.count(run.tokens), f"in {run.steps:,}{progress} steps"),
         ("parameters", units.count(run.parameters), "in the last stage"),
     )
-    return element("dl", join(_fact(*fact) for fact in facts), kind="facts")
+    return element("dl", join(fact(*each) for each in facts), kind="facts")
 
 
 def _to_entropy(run: Summary) -> str:
@@ -105,11 +94,6 @@ def _to_entropy(run: Summary) -> str:
         return "nats"
     apart = run.valid_loss - run.unigram_entropy
     return f"nats, {abs(apart):.3f} {'below' if apart < 0 else 'above'} the unigram entropy"
-
-
-def _fact(name: str, value: str, unit: str) -> Html:
-    number = element("dd", join([value, element("small", unit)], " "))
-    return element("div", join([element("dt", name), number]))
 
 
 def _comparison(subjects: Sequence[_Subject], comparisons: Sequence[tuple[_Subject, Comparison | None]]) -> Html:
@@ -182,10 +166,16 @@ def curves_of(curves: Sequence[Curve], entropy: float | None, more: str = "") ->
     figures = [element("figure", inline(svg), kind="card") for svg in drawn]
     note = (
         "Lines: training loss, smoothed within each stage; the light line is the loss as logged, and the steep start "
-        f"may leave the picture. Points: validation. Dashed: a growth. {more}"
+        f"may leave the picture. Points: validation. Dashed: a growth{_numbers(curves)}. {more}"
     )
     pictures = element("div", join(figures), kind="curves", role="group", title=alt)
     return section("Curves", _legend(curves), pictures, element("p", note.strip(), kind="note"))
+
+
+def _numbers(curves: Sequence[Curve]) -> str:
+    """What the numbers over the pictures mean."""
+    found = [f"{number}: {growth.label()}" for number, growth in enumerate(curves[0].growths, start=1)]
+    return f" of {curves[0].name} ({'; '.join(found)})" if found else ""
 
 
 MARKS = (
@@ -208,10 +198,11 @@ def _legend(curves: Sequence[Curve]) -> Html:
 def _growths(growths: Sequence[GrowthRow]) -> Html:
     if not growths:
         return section("Growth", element("p", "This run trained one model from its start to its end."))
-    rows = []
+    rows, why = [], list[str]()
     for row in growths:
+        why += [reason for reason in row.reasons if reason not in why]
         later = "" if row.lag_loss is None else f"{row.lag_loss:.4f} (+{row.lag_steps} steps)"
-        promise = "yes" if row.exact else "no: " + "; ".join(row.reasons)
+        promise = "yes" if row.exact else "no: " + ", ".join(reason.partition(":")[0] for reason in row.reasons)
         aside = element("span", f"moments: {row.moments}, took {units.duration(row.seconds)}", kind="more")
         grown = join([*(change.text("→") for change in row.changes), aside], "<br>")
         accuracy = f"{units.percent(row.accuracy_before)} → {units.percent(row.accuracy_after)}"
@@ -224,8 +215,10 @@ def _growths(growths: Sequence[GrowthRow]) -> Html:
     headings = (
         "step", "what grew", "loss before", "after", "change", "later", "accuracy", "exact by plan",
     )  # fmt: skip
-    note = "Loss (nats) and accuracy on one fixed probe batch: right before, right after, and some steps later."
-    return section("Growth", table(headings, rows, text=(0, 1), wrap=7), element("p", note, kind="note"))
+    notes = ["Loss (nats) and accuracy on one fixed probe batch: right before, right after, and some steps later."]
+    notes += [f"Not exact: {reason}." for reason in why]
+    shown = table(headings, rows, text=(0, 1, 7))
+    return section("Growth", shown, *(element("p", note, kind="note") for note in notes))
 
 
 def _stages(stages: Sequence[StageRow]) -> Html:

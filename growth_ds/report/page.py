@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
+
+from growth_ds.errors import UserError
+from growth_ds.files import write_durably
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1f2430; --muted: #5b6475; --rule: #9aa3b2; --grid: #e3e7ee; --paper: #fff;
   --ground: #f5f6f9; --line: #e0e4eb; --run0: #0072b2; --run1: #d55e00; --run2: #009e73; --run3: #cc79a7;
-  --run4: #b8860b; --run5: #56b4e9; --bad: #b3441e; }
+  --run4: #b8860b; --run5: #56b4e9; --bad: #b3441e; --on: #fff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --muted: #a3adbd; --rule: #657084; --grid: #2c3340;
   --paper: #1b202a; --ground: #12161d; --line: #2c3340; --run0: #56b4e9; --run1: #ff9152; --run2: #2fc79b;
-  --run3: #e79fc6; --run4: #e3b341; --run5: #a5d8ff; --bad: #ff9152; } }
+  --run3: #e79fc6; --run4: #e3b341; --run5: #a5d8ff; --bad: #ff9152; --on: #12161d; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.55; font-size: 16px;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif; }
@@ -25,11 +29,12 @@ p { max-width: 78ch; margin: 0 0 1rem; overflow-wrap: anywhere; }
 .note { color: var(--muted); font-size: .87rem; margin: .6rem 0 0; max-width: 118ch; }
 .more { color: var(--muted); font-size: .8rem; }
 .card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 1rem; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .75rem; margin: 1.5rem 0 0; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: .75rem; margin: 1.5rem 0 0; }
 .facts div { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: .7rem .9rem; }
 .facts dt { color: var(--muted); font-size: .8rem; }
-.facts dd { margin: 0; font-size: 1.3rem; font-weight: 600; letter-spacing: -.01em; }
-.facts small { display: block; font-size: .78rem; font-weight: 400; color: var(--muted); letter-spacing: 0; }
+.facts dd { margin: 0; font-size: 1.25rem; font-weight: 600; letter-spacing: -.015em; white-space: nowrap; }
+.facts small { display: block; white-space: normal; font-size: .78rem; font-weight: 400; color: var(--muted);
+  letter-spacing: 0; }
 .scroll { overflow-x: auto; padding: .25rem 1rem; }
 * + .scroll { margin-top: 1rem; } h2 + .scroll { margin-top: 0; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
@@ -59,6 +64,12 @@ figcaption { font-size: .87rem; margin-bottom: .4rem; }
 .guess span:last-child { text-align: right; color: var(--muted); }
 .bar { height: .55rem; border-radius: 3px; background: var(--grid); overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--run0); }
+.shares { margin-top: .75rem; } .shares .legend i { display: inline-block; width: .8rem; height: .8rem;
+  border-radius: 3px; margin-right: .4rem; vertical-align: -1px; }
+.share { display: grid; grid-template-columns: 5rem 1fr; align-items: center; gap: .5rem; font-size: .87rem; }
+.stack { display: flex; height: 1.6rem; margin: .2rem 0; border-radius: 4px; overflow: hidden; gap: 2px; }
+.stack i { display: block; overflow: hidden; color: var(--on); font-style: normal; font-size: .8rem;
+  line-height: 1.6rem; text-align: center; white-space: nowrap; }
 summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; margin: .75rem 0 0;
   font-family: ui-monospace, "SFMono-Regular", Menlo, Consolas, "Liberation Mono", monospace; }
@@ -121,6 +132,21 @@ def table(
         body.append(element("tr", cells, kind="reference") if grey else element("tr", cells))
     content = join([element("thead", element("tr", head)), element("tbody", join(body))])
     return element("div", element("table", content), kind="card scroll", tabindex="0")
+
+
+def fact(name: str, value: str, unit: str) -> Html:
+    """One of the numbers to see first, in a `dl` of class `facts`."""
+    number = element("dd", join([value, element("small", unit)], " "))
+    return element("div", join([element("dt", name), number]))
+
+
+def write_page(out: Path, text: str, what: str) -> None:
+    """Replace `out` as a whole: a reader never sees half a page. UserError, about a `what`, where it cannot be."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(out, text)
+    except OSError as error:
+        raise UserError(f"{out}: {what} not written ({error.strerror}); give a path that can be written") from None
 
 
 def document(title: str, body: Html) -> str:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from growth_ds.config_file import load_run, shipped
-from growth_ds.optim.curve import BLOCKS, HEIGHT, WIDTH, curve, drawing
+from growth_ds.optim.curve import BLOCKS, HEIGHT, MARGIN, WIDTH, curve, drawing
 from growth_ds.optim.schedule import learning_rate
 from tests.cli import growth_ds
 from tests.optim.test_schedule import run
@@ -83,3 +83,12 @@ def test_plan_draws_and_lists_it(monkeypatch, capsys):
     assert "stage 1, from step" in result.out
     record = json.loads(growth_ds(monkeypatch, capsys, "plan", path, "--json").out)
     assert record["lr"] == curve(load_run(path))
+
+
+def test_a_narrow_terminal_gets_a_narrow_drawing():
+    some = load_run(shipped("run/bert-large-stack.yaml"))
+    lines = drawing(curve(some), room=60)
+    wide = drawing(curve(some))
+    assert max(len(line) for line in lines[: HEIGHT + 3]) == 60
+    assert max(len(line) for line in wide[: HEIGHT + 3]) == WIDTH + MARGIN
+    assert lines[HEIGHT + 3 :] == wide[HEIGHT + 3 :]

@@ -72,6 +72,7 @@ def test_tables_hold_the_numbers(text: str) -> None:
     assert growth[0] == "20"
     assert growth[1].startswith("layer 2 → 4 (tile)ffn 128 → 256 (tile)moments: carry")
     assert growth[4] == "+0.1250"
+    assert growth[-1] == "no: layer"
     assert ["torch", "2.9.0"] in rows
     assert ["ranks", "2"] in rows
 

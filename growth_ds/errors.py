@@ -9,15 +9,20 @@ class UserError(Exception):
     """What the user gave cannot be used: one line that names the file and key, what is wrong, and the fix.
 
     The command line prints the line, with the error's code at its end, and exits with 2; it never shows a traceback for
-    it. The code is given, or that of the module that made the error (`growth_ds.catalogue`).
+    it. The code is given, or that of the error that is being handled, or that of the module that makes this one
+    (`growth_ds.catalogue`).
     """
 
     code: str | None = None
 
     def __init__(self, line: object = "", code: str | None = None) -> None:
         super().__init__(line)
-        self.code = code or self.code
         self.made_in = str(sys._getframe(1).f_globals.get("__name__", ""))
+        inner = sys.exc_info()[1]
+        if code is None and isinstance(inner, UserError):  # its line with more of the place, not another error
+            ours = inner.made_in.startswith("growth_ds.")  # and not a recipe of the user's
+            code, self.made_in = inner.code, inner.made_in if ours else self.made_in
+        self.code = code or self.code
 
     on_all_ranks = False
     """Whether it is known that every rank raises one at this place (`distributed.settle`): they can still agree."""

@@ -143,7 +143,8 @@ def _order(source: Checkpoint, store: Path | None) -> Order:
     from growth_ds.importance import order_of
 
     if store is None:
-        raise UserError("grow: moebert measures units on text; give --store with a store, or use upcycle", "GDS-G03")
+        line = "grow: moebert measures the units on text; give --store with a store, or use upcycle"
+        raise UserError(line, "GDS-G03")
     validation, _ = _validation(source, store, None, tokens=1 << 16)
     return dict(enumerate(order_of(source, source.model, validation.batches(validation.length))))
 

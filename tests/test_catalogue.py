@@ -127,6 +127,31 @@ def test_a_code_that_is_given_goes_over_that_of_the_module():
     assert code_of(Unreadable("a line")) == "GDS-K02"
 
 
+def rewritten(first: Exception) -> UserError:
+    try:
+        raise first
+    except Exception as error:
+        return UserError(f"where: {error}")
+
+
+def test_an_error_that_says_more_of_the_place_keeps_its_code():
+    assert code_of(rewritten(UserError("a", "GDS-D01"))) == "GDS-D01"
+    assert code_of(rewritten(Unreadable("a"))) == "GDS-K02"
+    assert code_of(rewritten(ValueError("a"))) == "GDS-U01"
+
+
+def test_a_growth_that_cannot_be_has_one_code_offline_and_in_a_run(refused):  # noqa: F811
+    Path("mine.py").write_text(
+        "from growth_ds.errors import UserError\nfrom growth_ds.growth.recipe import recipe\n"
+        "@recipe('mine', axes=('layers',))\ndef mine(ask):\n    raise UserError('not so many')\n"
+    )
+    for recipe in ("mine.py", "ffn-share"):
+        line = refused("grow", "ckpt", "--recipe", recipe, "--to", "deep.yaml", "--out", "out")
+        assert line.endswith(" [GDS-G01]"), line
+        line = refused("plan", "good.yaml", "--set", f"stages.1.grow.recipe={recipe}")
+        assert line.endswith(" [GDS-G01]"), line
+
+
 def test_doctor_explains_a_code(monkeypatch, capsys, refused):  # noqa: F811
     result = growth_ds(monkeypatch, capsys, "doctor", "--explain", "[gds-c02]")
     assert result.code == 0

@@ -15,6 +15,8 @@ Run as `python -m growth_ds.calibrating` by `calibrate`, once for each rank.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import statistics
@@ -246,25 +248,33 @@ class Peak:
         self._thread.join()
 
 
-def empty_bytes() -> int:
-    """Resident bytes of this process when it has made a step with next to no model: what it has imported, and what the
-    first step of a process leaves."""
-    import sentencepiece  # noqa: F401  (of a tokenizer)
+def empty_bytes(store: str) -> int:
+    """The most resident bytes of this process in a run of next to no model, from its text to its last checkpoint."""
+    from growth_ds.engine.signals import StopFlag
+    from growth_ds.opening import opened
+    from growth_ds.run_folder import RunFolder
+    from growth_ds.trainer import Trainer
 
-    from growth_ds.data.store import _indexed_dataset
-
-    _indexed_dataset()
     layers, hidden, vocab = ENGINES[0]
     sizes = {"layers": layers, "hidden": hidden, "heads": 1, "ffn": hidden, "vocab_size": vocab, "positions": TINY}
-    engine_step(Model.model_validate(sizes), 2, "fp32", 1)
-    release_memory()
-    return resident_memory()
+    stage = {"length": TINY, "batch": {"global": distributed.world_size(), "micro": 1}, "steps": STEPS}
+    more = {"data": {"store": store, "verify": False}, "log": {"tensorboard": False}, "evaluation": {"tokens": TINY}}
+    run = Run.model_validate({"name": "calibration", "model": sizes, **more, "stages": [stage]})
+    folder = RunFolder(Path(store).parent / "run")
+    with StopFlag() as stop, Peak() as peak, contextlib.redirect_stdout(io.StringIO()):
+        run, text = opened(run, folder)
+        Trainer(run, folder, text, stop).train(resume=False)
+    return peak.bytes
 
 
-def measure(wanted: Sequence[tuple[int, str]], precisions: Sequence[str]) -> dict[str, Any]:
-    """The record of this number of ranks: operations of the precisions, engines of each (ZeRO stage, precision)."""
+def measure(wanted: Sequence[tuple[int, str]], precisions: Sequence[str], store: str) -> dict[str, Any]:
+    """The record of this number of ranks: operations of the precisions, engines of each (ZeRO stage, precision).
+
+    `store`: of any text.
+    """
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    record: dict[str, Any] = {"threads": torch.get_num_threads(), "empty_bytes": empty_bytes(), "links": links()}
+    record: dict[str, Any] = {"threads": torch.get_num_threads(), "empty_bytes": empty_bytes(store)}
+    record["links"] = links()
     record["operations"] = {}
     for precision in precisions:
         dtype = dtypes[precision]
@@ -288,7 +298,7 @@ def main() -> None:
     import growth_ds.trainer  # noqa: F401  (an empty rank has what a training rank has)
 
     torch.manual_seed(0)
-    record = measure([tuple(pair) for pair in job["wanted"]], job["precisions"])
+    record = measure([tuple(pair) for pair in job["wanted"]], job["precisions"], job["store"])
     if info.rank == 0:
         Path(job["out"]).write_text(json.dumps(record))
     distributed.barrier()

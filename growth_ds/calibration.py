@@ -170,7 +170,8 @@ def _measured(ranks: int, wanted: Sequence[tuple[int, str]], precisions: Sequenc
     port, processes = str(free_port()), []
     with tempfile.TemporaryDirectory(prefix="growth_ds.") as folder:
         out = Path(folder) / "record"
-        job = json.dumps({"wanted": wanted, "precisions": precisions, "out": str(out)})
+        store = _small_store(Path(folder))
+        job = json.dumps({"wanted": wanted, "precisions": precisions, "out": str(out), "store": store})
         for rank in range(ranks):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
             env = {**os.environ, **{key: str(value) for key, value in place.items()}}
@@ -188,6 +189,18 @@ def _measured(ranks: int, wanted: Sequence[tuple[int, str]], precisions: Sequenc
             lines = (Path(folder) / f"log.{failed}").read_text(errors="replace").strip().splitlines() or ["no output"]
             raise UserError(f"--hardware here: rank {failed} cannot measure: {lines[-1]}")
         return dict(json.loads(out.read_text()))
+
+
+def _small_store(folder: Path) -> str:
+    """A store for ranks to open: of the package's configuration classes, a few pages of text."""
+    from growth_ds.data.prepare import prepare
+
+    source, files = folder / "text.jsonl", sorted((Path(__file__).parent / "config").glob("*.py"))
+    source.write_text(
+        "\n".join(json.dumps({"id": file.stem, "text": file.read_text("utf-8")}) for file in files), "utf-8"
+    )
+    prepare([source], folder / "store", vocab_size=512, workers=1, valid=0.2, progress=False)
+    return str(folder / "store")
 
 
 def _first_to_fail(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:

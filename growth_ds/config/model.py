@@ -37,13 +37,15 @@ FACTORS = ("first", "second")
 """Modules of the factors of such a matrix: `x.second.weight` times `x.first.weight` stand for `x.weight`."""
 
 
+MOST = 10_000
+"""Layers, and experts: what is named one by one; a number from a damaged file would keep us busy for hours."""
 Family = Literal["bert", "roberta", "xlm-roberta", "camembert"]
 
 
 class Model(Frozen):
     """The shape of one BERT, in units (`ffn`: of the feed-forward layer); two keys follow if not given."""
 
-    layers: int = Field(gt=0)
+    layers: int = Field(gt=0, le=MOST)
     """Executed transformer layers."""
     hidden: int = Field(gt=0)
     heads: int = Field(gt=0)
@@ -54,7 +56,7 @@ class Model(Frozen):
     """With `thin_ffn`: layers 0, thin_every, 2 thin_every, ... are thin."""
     ffn_rank: int | None = Field(default=None, gt=0)
     """Each feed-forward matrix is the product of two with so many units between, smaller than it; else one."""
-    experts: int = Field(default=1, gt=0)
+    experts: int = Field(default=1, gt=0, le=MOST)
     """Feed-forward parts of every layer, of `ffn` units each, of which a position goes through one. 1: a plain BERT."""
     routing_seed: int = Field(default=0, ge=0)
     """With experts: of the table token id -> expert (`growth_ds.model.experts.routing_table`)."""

@@ -22,36 +22,40 @@ from growth_ds.model.bert import Bert
 
 FOLDER = os.environ.get("GROWTH_DS_OLD_TRANSFORMERS", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="GROWTH_DS_OLD_TRANSFORMERS names no folder with a transformers 4")
-SAVE = """
-import sys, torch, transformers
-name, out, safe = sys.argv[1:]
-prefix = name.removesuffix("Model").partition("For")[0]
-own = {} if "Bert" in prefix else {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
-config = getattr(transformers, prefix + "Config")(num_hidden_layers=2, hidden_size=48, num_attention_heads=3,
-    intermediate_size=40, vocab_size=61, max_position_embeddings=14 if own else 12, **own)
-torch.manual_seed(3)
-model = getattr(transformers, name)(config).eval()
-with torch.no_grad():
-    for parameter in model.parameters():
-        parameter.normal_(std=0.3)
-model.save_pretrained(out, safe_serialization=safe == "safe")
-"""
-LOGITS = """
-import sys, torch, transformers
-name, *folders = sys.argv[1:]
-ids = 2 + torch.arange(24).view(2, 12)  # no padding token, neither BERT's nor RoBERTa's
-for folder in folders:
-    model, info = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
-    assert all("pooler" in key for key in info["missing_keys"]) and not info["mismatched_keys"], info
-    with torch.no_grad():
-        given = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
-    found = {"version": transformers.__version__, "first": given[0], "state": dict(model.state_dict())}
-    torch.save(found, folder + ".pt")
-"""
 CLASSES = [
     f"{prefix}{head}" for prefix in ("Bert", "MegatronBert") for head in ("ForPreTraining", "ForMaskedLM", "Model")
 ]
 CLASSES += ["RobertaForMaskedLM", "RobertaModel", "XLMRobertaForMaskedLM", "CamembertForMaskedLM"]
+CASES = [(name, kind) for name in CLASSES for kind in ("safe", "bin")]
+SAVE = """
+import sys, torch, transformers
+for case in sys.argv[2:]:
+    name, kind = case.split("-")
+    prefix = name.removesuffix("Model").partition("For")[0]
+    own = {} if "Bert" in prefix else {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    config = getattr(transformers, prefix + "Config")(num_hidden_layers=2, hidden_size=48, num_attention_heads=3,
+        intermediate_size=40, vocab_size=61, max_position_embeddings=14 if own else 12, **own)
+    torch.manual_seed(3)
+    model = getattr(transformers, name)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    model.save_pretrained(f"{sys.argv[1]}/{case}/theirs", safe_serialization=kind == "safe")
+"""
+LOGITS = """
+import sys, torch, transformers
+ids = 2 + torch.arange(24).view(2, 12)  # no padding token, neither BERT's nor RoBERTa's
+for case in sys.argv[2:]:
+    for side in ("theirs", "ours"):
+        folder = f"{sys.argv[1]}/{case}/{side}"
+        load = getattr(transformers, case.split("-")[0]).from_pretrained
+        model, info = load(folder, output_loading_info=True)
+        assert all("pooler" in key for key in info["missing_keys"]) and not info["mismatched_keys"], info
+        with torch.no_grad():
+            given = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+        found = {"version": transformers.__version__, "first": given[0], "state": dict(model.state_dict())}
+        torch.save(found, folder + ".pt")
+"""
 
 
 def old(source: str, *args: object) -> None:
@@ -61,14 +65,24 @@ def old(source: str, *args: object) -> None:
     subprocess.run(command, env=env, check=True, timeout=300)
 
 
-@pytest.mark.parametrize("kind", ["safe", "bin"])
-@pytest.mark.parametrize("name", CLASSES)
-def test_a_round_trip(tmp_path: Path, name: str, kind: str) -> None:
-    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    old(SAVE, name, theirs, kind)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case saved there, imported and exported here, and both opened there: two processes for all of them."""
+    root = tmp_path_factory.mktemp("old")
+    cases = ["-".join(case) for case in CASES]
+    old(SAVE, root, *cases)
+    for case in cases:
+        imported = read_huggingface(root / case / "theirs")
+        read = imported.weights.__getitem__
+        write_huggingface(imported.model, read, root / case / "ours", unread=imported.unread)
+    old(LOGITS, root, *cases)
+    return root
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_round_trip(folders: Path, name: str, kind: str) -> None:
+    theirs, ours = (folders / f"{name}-{kind}" / side for side in ("theirs", "ours"))
     imported = read_huggingface(theirs)
-    write_huggingface(imported.model, imported.weights.__getitem__, ours, unread=imported.unread)
-    old(LOGITS, name, theirs, ours)
     before, after = (torch.load(f"{folder}.pt", weights_only=True) for folder in (theirs, ours))
     assert before["version"].startswith("4.")
     pooler = "pooler.dense"  # of a bare encoder: ours has one only with the next-sentence head

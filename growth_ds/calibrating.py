@@ -46,7 +46,7 @@ SECONDS, LEAST, MOST = 0.1, 3, 50
 """One figure is the median of so many seconds of repetitions, but at least and at most so many."""
 ENGINES = ((2, 64, 512), (8, 64, 512), (2, 256, 8192), (2, 768, 8192), (2, 1024, 30522))
 """(layers, hidden, vocabulary) of the models whose steps are taken; the first two tell what a layer adds. The last
-fills DeepSpeed's buckets (`ds_config`): what a larger model needs beyond it is its state."""
+has more parameters than DeepSpeed's buckets (`ds_config`)."""
 WARM, STEPS, TINY, LARGE = 2, 5, 8, 10**7
 """Steps of each before those that count, and those, two of models of so many parameters; tokens of a rank's one row."""
 

@@ -84,12 +84,9 @@ class Rates:
             found.append(_straight(line, parameters) + layers * of_a_layer)
         return found[0], found[1]
 
-    def state(self, key: str, parameters: int, accumulation: int, beyond: float) -> float:
-        """Resident bytes of a step beside an empty rank's and its activations; `beyond`: of each parameter more than
-        the largest measured engine has."""
-        line = sorted((p[0], p[4 if accumulation == 1 else 5]) for p in self.engines[key])
-        most = line[-1][0]
-        return _straight(line, min(parameters, most)) + max(0.0, parameters - most) * beyond
+    def state(self, key: str, parameters: int, accumulation: int) -> float:
+        """Resident bytes of a step beside an empty rank's and its activations."""
+        return _straight(sorted((p[0], p[4 if accumulation == 1 else 5]) for p in self.engines[key]), parameters)
 
     def message(self, size: float) -> float:
         """Seconds of an all-reduce of so many bytes."""

@@ -141,8 +141,7 @@ def rank_bytes(run: Run, index: int, on: Rates) -> int:
     stage, zero, precision = run.stages[index], run.engine.stage, precision_here(run)
     low, parameters = precision != "fp32", cost.parameters(stage.model)
     accumulation = accumulation_of(run, index, on.ranks)
-    beyond = cost.bytes_per_rank(stage.model, zero, on.ranks, low) / parameters
-    training = on.state(f"zero-{zero} {precision}", parameters, accumulation, beyond) + kept_here(run, index)
+    training = on.state(f"zero-{zero} {precision}", parameters, accumulation) + kept_here(run, index)
     grown = 0
     if index:
         before = run.stages[index - 1].model

@@ -82,10 +82,10 @@ def test_a_message_has_a_latency_and_a_bandwidth():
     assert Rates(1, 0, OPERATIONS, ENGINES, []).message(1e9) == 0.0
 
 
-def test_the_state_of_a_model_larger_than_the_largest_engine_grows_by_what_a_parameter_takes():
-    assert RATES.state("zero-2 fp32", 700_000, 1, 1.0) == pytest.approx(14e6)
-    assert RATES.state("zero-2 fp32", 700_000, 3, 1.0) == pytest.approx(21e6)
-    assert RATES.state("zero-2 fp32", 3_000_000, 1, 5.0) == pytest.approx(30e6)
+def test_the_state_of_a_model_lies_on_the_lines_of_the_engines():
+    assert RATES.state("zero-2 fp32", 700_000, 1) == pytest.approx(14e6)
+    assert RATES.state("zero-2 fp32", 700_000, 3) == pytest.approx(21e6)
+    assert RATES.state("zero-2 fp32", 1_600_000, 1) == pytest.approx(32e6)
 
 
 def test_a_step_is_the_sum_of_its_parts():

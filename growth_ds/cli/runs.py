@@ -65,7 +65,10 @@ def plan(
     price: Annotated[
         float | None, typer.Option(min=0.0, help="For --hardware: price of a GPU and hour, in any currency.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the plan as a self-contained HTML page.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the plan as a self-contained HTML page, too. Default: on the terminal alone."),
+    ] = None,
     force: Force = False,
     calibration: Annotated[
         Path | None,

@@ -44,8 +44,6 @@ FREE = 1 << 22
 list: it may not exceed twice the files."""
 LARGEST_TOKENIZER = 1 << 28
 """Bytes of one file of a tokenizer."""
-MOST_LAYERS = 1 << 14
-"""Executed layers; stored ones are bounded by the tensors that are there."""
 _NAME = re.compile(r"rank-[0-9]{5,}\.safetensors|tokenizer/[\w-][\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _KEYS = {"format", "model", "moments", "facts", "files", "tensors", "sha256"}
@@ -193,7 +191,7 @@ class Manifest:
         # What is written is what is meant: pydantic reads "12" and true as numbers.
         if json.dumps({key: dumped[key] for key in record}) != json.dumps(record, allow_nan=False):
             raise ValueError("model")
-        if model.stored_layers > len(self.tensors) or model.layers > MOST_LAYERS:
+        if model.stored_layers > len(self.tensors):
             raise ValueError("model")
         return model
 

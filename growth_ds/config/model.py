@@ -37,7 +37,7 @@ FACTORS = ("first", "second")
 """Modules of the factors of such a matrix: `x.second.weight` times `x.first.weight` stand for `x.weight`."""
 
 
-MOST = 10_000
+MOST = 1 << 14
 """Layers, and experts: what is named one by one; a number from a damaged file would keep us busy for hours."""
 Family = Literal["bert", "roberta", "xlm-roberta", "camembert"]
 

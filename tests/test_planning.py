@@ -34,7 +34,8 @@ def test_shipped_runs_are_planned(name):
 
 def test_shipped_names_are_all_there():
     base = [f"bert-base-{name}.yaml" for name in ("lemon", "msg", "stack")]
-    assert [*base, *(f"bert-large-{name}.yaml" for name in ("compound", "stack", "unshare")), "demo.yaml"] == RUNS
+    large = [f"bert-large-{name}.yaml" for name in ("compound", "stack", "unshare")]
+    assert [*base, *large, "demo.yaml", "glue.yaml"] == RUNS
     assert [load_run(CONFIGS / "run/demo.yaml").engine.stage] == [2]
 
 

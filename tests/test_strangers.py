@@ -128,7 +128,7 @@ def test_a_model_of_any_size(attacked, key, size):
 
 def test_a_model_of_any_depth_that_shares_its_layers(attacked):
     line = attacked(lambda content: content["model"].update(layers=2 * 10**11, stored_layers=2))
-    assert "does not describe a checkpoint" in line
+    assert "does not describe a checkpoint (model)" in line
 
 
 def test_a_model_whose_manifest_agrees(attacked):

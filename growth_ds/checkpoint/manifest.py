@@ -186,7 +186,10 @@ class Manifest:
 
     def _model(self, record: dict[str, Any]) -> Model:
         """A stranger's sizes: a table of as many layers is made only when the manifest has rows for them."""
-        model = Model.model_validate(record)
+        try:
+            model = Model.model_validate(record)
+        except ValidationError:
+            raise ValueError("model") from None
         dumped = model.model_dump(mode="json")
         # What is written is what is meant: pydantic reads "12" and true as numbers.
         if json.dumps({key: dumped[key] for key in record}) != json.dumps(record, allow_nan=False):

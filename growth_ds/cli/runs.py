@@ -79,12 +79,10 @@ def plan(
 ) -> None:
     """Show what a run costs and what each growth does. Needs no data; without --fit and here, allocates nothing."""
     from growth_ds.config_file import load_run
-    from growth_ds.forecast import print_forecast
-    from growth_ds.optim.curve import BLOCKS, curve, drawing
-    from growth_ds.planning import plan_run, print_plan
+    from growth_ds.optim.curve import curve
+    from growth_ds.planning import plan_run
     from growth_ds.reckoning import Hardware, reckoned
     from growth_ds.reporting import check_page
-    from growth_ds.terminal import console
 
     if out is not None:
         check_page(out, force)
@@ -96,11 +94,7 @@ def plan(
         record["forecast"] = found
     record["lr"] = curve(run)
     if not as_json:
-        print_plan(record)
-        is_utf = (sys.stdout.encoding or "").lower().startswith("utf")
-        typer.echo("\n".join(drawing(record["lr"], BLOCKS if is_utf else "#", console().width)))
-        if found:
-            print_forecast(found)
+        _show_plan(record)
     if out is not None:
         from growth_ds.report.plan_page import write_plan
 
@@ -113,6 +107,20 @@ def plan(
             print_fit(record["fit"])
     if as_json:
         typer.echo(json.dumps(record, indent=1))
+
+
+def _show_plan(record: dict[str, Any]) -> None:
+    """The plan's tables, its learning rate as a drawing, and the forecast if there is one."""
+    from growth_ds.forecast import print_forecast
+    from growth_ds.optim.curve import BLOCKS, drawing
+    from growth_ds.planning import print_plan
+    from growth_ds.terminal import console
+
+    print_plan(record)
+    is_utf = (sys.stdout.encoding or "").lower().startswith("utf")
+    typer.echo("\n".join(drawing(record["lr"], BLOCKS if is_utf else "#", console().width)))
+    if "forecast" in record:
+        print_forecast(record["forecast"])
 
 
 @app.command(epilog="Example: growth-ds train configs/run/demo.yaml --ranks 2 --set stages.0.steps=50")

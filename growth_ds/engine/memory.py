@@ -23,16 +23,20 @@ def available_memory() -> int:
 
 def anonymous_memory() -> int:
     """Bytes of this process that are its own: without mapped files, which the system may drop. 0 where unknown."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
+    with contextlib.suppress(OSError):
+        return _of_status("self", "RssAnon:")
     return 0
 
 
 def resident_memory(process: int | str = "self") -> int:
     """Bytes of a process that no file backs, shared memory included. OSError for one that has ended."""
+    return _of_status(process, "RssAnon:", "RssShmem:")
+
+
+def _of_status(process: int | str, *rows: str) -> int:
+    """Bytes in some rows of what the system tells of a process."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(rows))
 
 
 def keep_memory() -> None:

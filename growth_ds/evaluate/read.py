@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from growth_ds.data.hub import PREFIX
 from growth_ds.errors import UserError
 from growth_ds.evaluate.tasks import Task
 
@@ -45,7 +46,7 @@ def read_task(task: Task, data: Path | None, limit: int | None = None) -> tuple[
     `data`: the folder of GLUE's files, or `hf:NAME` for the `datasets` package. `limit`: the first so many rows of the
     training file.
     """
-    if data is not None and str(data).startswith("hf:"):
+    if data is not None and str(data).startswith(PREFIX):
         from growth_ds.evaluate.glue import read_hub
 
         return task, *read_hub(task, str(data), limit)

@@ -7,8 +7,8 @@ predicts all of them; nothing is fitted to a run. Compared, stage by stage:
     parameters   the plan's, and `numel` of the built model
     FLOPs        the plan's, those that the run recorded, and torch's own counter round one row's forward and backward
                  (matrix products alone, as the plan counts; ops and attention in torch's own operations)
-    memory       most resident bytes, that no file backs, of a rank over the run, sampled every 10 ms: the empty rank of
-                 the calibration included; the error of what lies above it is given too
+    memory       most resident bytes, that no file backs, of a rank over the run, sampled every 10 ms, those of a rank
+                 with next to no model included; the error of what lies above them is given too
     time         median seconds of a step, without a stage's first two
 
 A machine that does other work gives other figures for the same step; the load average is in the record.
@@ -38,12 +38,13 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from benchmarks.common import RESULTS, about, table, write_json  # noqa: E402
 from benchmarks.training import corpus_files, small_store  # noqa: E402
-from growth_ds.calibration import calibrated  # noqa: E402
+from growth_ds.calibration import calibrated, rates  # noqa: E402
 from growth_ds.config import Run  # noqa: E402
 from growth_ds.config_file import load_run  # noqa: E402
+from growth_ds.engine.ds_config import resolve_precision  # noqa: E402
 from growth_ds.engine.memory import resident_memory  # noqa: E402
 from growth_ds.fit import random_rows  # noqa: E402
-from growth_ds.forecast_here import forecast_run_here  # noqa: E402
+from growth_ds.forecast_here import forecast_run_here, precision_here  # noqa: E402
 from growth_ds.model.bert import Bert  # noqa: E402
 from growth_ds.planning import plan_run, with_vocabulary  # noqa: E402
 
@@ -64,18 +65,18 @@ TILE = {"grow": {"layers": "tile", "positions": "tile", "moments": "carry"}}
 RUNS: dict[str, dict[str, Any]] = {
     "2 x 128": {"ranks": 2, "zero": 2, "precision": "fp32", "stages": [stage(2, 128, 32, 64, 32, 30)]},
     "4 x 256 to 8 x 256": {
-        "ranks": 2, "zero": 2, "precision": "bf16",
+        "ranks": 2, "zero": 2, "precision": "auto",
         "stages": [stage(4, 256, 32, 64, 32, 20), stage(8, 256, 64, 32, 16, 12, **TILE)],
     },
     "4 x 256": {"ranks": 1, "zero": 1, "precision": "fp32", "stages": [stage(4, 256, 128, 32, 16, 10)]},
-    "6 x 512": {"ranks": 2, "zero": 3, "precision": "bf16", "stages": [stage(6, 512, 128, 16, 8, 8)]},
+    "6 x 512": {"ranks": 2, "zero": 3, "precision": "auto", "stages": [stage(6, 512, 128, 16, 8, 8)]},
     "6 x 384, rows of 512": {"ranks": 1, "zero": 3, "precision": "fp32", "stages": [stage(6, 384, 512, 4, 2, 6)]},
     "3 x 512 to 6 x 512": {
-        "ranks": 1, "zero": 1, "precision": "bf16",
+        "ranks": 1, "zero": 1, "precision": "auto",
         "stages": [stage(3, 512, 64, 16, 16, 10), stage(6, 512, 128, 8, 8, 10, **TILE)],
     },
     "12 x 768 (BERT-Base)": {
-        "ranks": 2, "zero": 1, "precision": "bf16", "vocab": 30522, "stages": [stage(12, 768, 128, 8, 4, 6)],
+        "ranks": 2, "zero": 1, "precision": "auto", "vocab": 30522, "stages": [stage(12, 768, 128, 8, 4, 6)],
     },
     "3 x 1024 (BERT-Large's width)": {
         "ranks": 1, "zero": 0, "precision": "fp32", "vocab": 30522, "stages": [stage(3, 1024, 128, 8, 8, 6)],
@@ -179,9 +180,9 @@ def compare(name: str, case: dict[str, Any], store: Path, record: dict[str, Any]
     load = os.getloadavg()[0]
     steps, peak = trained(path, case["ranks"])
     stages = [_stage(run, index, plan, here, steps) for index in range(len(run.stages))]
-    empty = record["ranks"][str(case["ranks"])]["empty_bytes"]
+    empty = rates(record, case["ranks"], precision_here(run)).empty(f"zero-{case['zero']} {precision_here(run)}")
     expected = max(each["bytes_per_rank"][str(case["zero"])] for each in here["stages"])
-    facts = {key: case[key] for key in ("ranks", "zero", "precision")}
+    facts = {"ranks": case["ranks"], "zero": case["zero"], "precision": precision_here(run)}
     return {
         "run": name, **facts, "load_average": round(load, 2), "stages": stages,
         "flops": {"plan": plan["flops"], "run": steps[-1]["flops"]},
@@ -258,7 +259,7 @@ def main() -> None:
         calibration = args.calibration or folder / "calibration.json"
         for ranks in sorted({case["ranks"] for case in chosen.values()}):
             cases = {name: case for name, case in chosen.items() if case["ranks"] == ranks}
-            wanted = sorted({(case["zero"], case["precision"]) for case in cases.values()})
+            wanted = sorted({(case["zero"], resolve_precision(case["precision"])) for case in cases.values()})
             record = calibrated(calibration, ranks, wanted, lambda line: print(line, flush=True))
             for name, case in cases.items():
                 runs.append(compare(name, case, store, record))

@@ -9,19 +9,17 @@ Nothing of the run to be planned is measured; what is, are sizes of our own, bet
     layer        one layer on next to no tokens: what Python and the dispatch of its operations take
     links        an all-reduce of few and of many bytes
     engine       DeepSpeed's step of small models: its bookkeeping, the optimizer's pass, gradients, messages
+    memory       resident bytes of short runs (`calibrating_memory`)
 
 Run as `python -m growth_ds.calibrating` by `calibrate`, once for each rank.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growth_ds.calibrating_memory import TINY, in_processes
 from growth_ds.config import Model, Run
 from growth_ds.engine import distributed
-from growth_ds.engine.memory import release_memory, resident_memory
 from growth_ds.model import cost
 
 WIDTHS, TOKENS = (128, 256, 512, 1024), (64, 512, 4096)
@@ -47,8 +45,8 @@ SECONDS, LEAST, MOST = 0.1, 3, 50
 ENGINES = ((2, 64, 512), (8, 64, 512), (2, 256, 8192), (2, 768, 8192), (2, 1024, 30522))
 """(layers, hidden, vocabulary) of the models whose steps are taken; the first two tell what a layer adds. The last
 has more parameters than DeepSpeed's buckets (`ds_config`)."""
-WARM, STEPS, TINY, LARGE = 2, 5, 8, 10**7
-"""Steps of each before those that count, and those, two of models of so many parameters; tokens of a rank's one row."""
+WARM, STEPS, LARGE = 2, 5, 10**7
+"""Steps of each before those that count, and those; two of models of so many parameters. A rank has a row of `TINY`."""
 
 
 def median_seconds(work: Callable[[], Any]) -> float:
@@ -183,25 +181,20 @@ def links() -> list[list[float]]:
 
 
 def engine(zero: int, precision: str, of_a_layer: float) -> list[list[float]]:
-    """[parameters, layers, seconds, seconds that a second micro-batch adds, bytes, bytes of two] of each of `ENGINES`.
-
-    Of the seconds the layers' own are taken off; bytes are the most that are resident beside an empty rank's, in a step
-    of one micro-batch and of two.
-    """
+    """[parameters, layers, seconds, seconds that a second micro-batch adds] of each of `ENGINES`; the layers' own are
+    taken off."""
     found = []
     for layers, hidden, vocab in ENGINES:
         sizes = {"layers": layers, "hidden": hidden, "heads": hidden // 64, "ffn": 4 * hidden, "vocab_size": vocab}
         model = Model.model_validate({**sizes, "positions": TINY})
-        (one, held), (two, more) = (engine_step(model, zero, precision, accumulation) for accumulation in (1, 2))
+        one, two = (engine_step(model, zero, precision, accumulation) for accumulation in (1, 2))
         own = layers * of_a_layer
-        found.append(
-            [cost.parameters(model), layers, max(0.0, one - own), max(0.0, two - one - own), held, max(held, more)]
-        )
+        found.append([cost.parameters(model), layers, max(0.0, one - own), max(0.0, two - one - own)])
     return found
 
 
-def engine_step(model: Model, zero: int, precision: str, accumulation: int) -> tuple[float, float]:
-    """Median seconds of a step of `accumulation` micro-batches of one row, and the bytes it took at the most."""
+def engine_step(model: Model, zero: int, precision: str, accumulation: int) -> float:
+    """Median seconds of a step of `accumulation` micro-batches of one row."""
     from growth_ds.coordinator import Coordinator, Position
     from growth_ds.fit import random_rows
     from growth_ds.run_folder import RunFolder
@@ -211,13 +204,10 @@ def engine_step(model: Model, zero: int, precision: str, accumulation: int) -> t
     stage = {"length": TINY, "batch": batch, "steps": STEPS}
     run = Run.model_validate({"name": "calibration", "model": model.model_dump(), "engine": options, "stages": [stage]})
     made = Coordinator(run, RunFolder(Path(os.devnull)), lambda engine, length: {}, None, lambda line: None)
-    release_memory()
-    before = resident_memory()
     started, _ = made.enter(0, Position())
     rows = [random_rows(run, 0, 1).to(started.device)] * accumulation
-    with Peak() as peak:
-        for _ in range(WARM):
-            started.step(rows, lr=1e-6)
+    for _ in range(WARM):
+        started.step(rows, lr=1e-6)
     seconds = []
     for _ in range(STEPS if cost.parameters(model) < LARGE else 2):
         distributed.barrier()
@@ -225,55 +215,13 @@ def engine_step(model: Model, zero: int, precision: str, accumulation: int) -> t
         started.step(rows, lr=1e-6)
         seconds.append(time.perf_counter() - begun)
     started.close()
-    return mean_of_ranks(statistics.median(seconds)), mean_of_ranks(peak.bytes - before)
+    return mean_of_ranks(statistics.median(seconds))
 
 
-class Peak:
-    """The most resident bytes of this process while the block runs."""
-
-    def __init__(self) -> None:
-        self.bytes, self._done = resident_memory(), threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def _sample(self) -> None:
-        while not self._done.wait(0.002):
-            self.bytes = max(self.bytes, resident_memory())
-
-    def __enter__(self) -> Peak:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-
-def empty_bytes(store: str) -> int:
-    """The most resident bytes of this process in a run of next to no model, from its text to its last checkpoint."""
-    from growth_ds.engine.signals import StopFlag
-    from growth_ds.opening import opened
-    from growth_ds.run_folder import RunFolder
-    from growth_ds.trainer import Trainer
-
-    layers, hidden, vocab = ENGINES[0]
-    sizes = {"layers": layers, "hidden": hidden, "heads": 1, "ffn": hidden, "vocab_size": vocab, "positions": TINY}
-    stage = {"length": TINY, "batch": {"global": distributed.world_size(), "micro": 1}, "steps": STEPS}
-    more = {"data": {"store": store, "verify": False}, "log": {"tensorboard": False}, "evaluation": {"tokens": TINY}}
-    run = Run.model_validate({"name": "calibration", "model": sizes, **more, "stages": [stage]})
-    folder = RunFolder(Path(store).parent / "run")
-    with StopFlag() as stop, Peak() as peak, contextlib.redirect_stdout(io.StringIO()):
-        run, text = opened(run, folder)
-        Trainer(run, folder, text, stop).train(resume=False)
-    return peak.bytes
-
-
-def measure(wanted: Sequence[tuple[int, str]], precisions: Sequence[str], store: str) -> dict[str, Any]:
-    """The record of this number of ranks: operations of the precisions, engines of each (ZeRO stage, precision).
-
-    `store`: of any text.
-    """
+def measure(wanted: Sequence[tuple[int, str]], precisions: Sequence[str]) -> dict[str, Any]:
+    """The record of this number of ranks: operations of the precisions, engines of each (ZeRO stage, precision)."""
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    record: dict[str, Any] = {"threads": torch.get_num_threads(), "empty_bytes": empty_bytes(store)}
+    record: dict[str, Any] = {"threads": torch.get_num_threads()}
     record["links"] = links()
     record["operations"] = {}
     for precision in precisions:
@@ -294,11 +242,11 @@ def measure(wanted: Sequence[tuple[int, str]], precisions: Sequence[str], store:
 def main() -> None:
     """One rank: the job as JSON in an argument, the record written by rank 0."""
     job = json.loads(sys.argv[1])
+    wanted = [(zero, precision) for zero, precision in job["wanted"]]
+    memory = in_processes(wanted, job["ports"], job["store"])
     info = distributed.init_distributed(timeout_s=120)
-    import growth_ds.trainer  # noqa: F401  (an empty rank has what a training rank has)
-
     torch.manual_seed(0)
-    record = measure([tuple(pair) for pair in job["wanted"]], job["precisions"], job["store"])
+    record = {**measure(wanted, job["precisions"]), "memory": memory}
     if info.rank == 0:
         Path(job["out"]).write_text(json.dumps(record))
     distributed.barrier()

@@ -22,10 +22,15 @@ from typing import Any
 from growth_ds.errors import UserError
 from growth_ds.files import write_durably
 
-FORMAT = "growth_ds-calibration-1"
+FORMAT = "growth_ds-calibration-2"
 LIMIT_S = 900.0
 Points = Sequence[Sequence[float]]
 """[x, ..., y] of each measurement, the last axis the fastest."""
+SIZES = ((2, 64, 512), (2, 256, 8192), (2, 768, 8192), (2, 1024, 30522))
+"""(layers, hidden, vocabulary) of the models whose runs tell a rank's memory. The last has more parameters than
+DeepSpeed's buckets (`ds_config`)."""
+FULL = ((4, 256, 8192, 128, 16), (4, 512, 8192, 128, 16))
+"""(layers, hidden, vocabulary, length, rows of a micro-batch) of runs that keep much."""
 
 
 def between(points: Points, x: float) -> float:
@@ -44,12 +49,11 @@ class Rates:
     """What one of `ranks` ranks does in one precision."""
 
     ranks: int
-    empty: int
-    """Bytes of a rank before it has a model."""
     operations: dict[str, Any]
     engines: dict[str, Points]
-    """`zero-2 bf16` -> [parameters, layers, seconds of a step, seconds of another micro-batch, bytes of a step
-    of one micro-batch, of several]."""
+    """`zero-2 bf16` -> [parameters, layers, seconds of a step, seconds of another micro-batch]."""
+    memory: dict[str, dict[str, Any]]
+    """`zero-2 bf16` -> `calibrating_memory.resident_bytes`."""
     links: Points
 
     def product(self, tokens: float, inputs: int, outputs: int) -> float:
@@ -84,9 +88,18 @@ class Rates:
             found.append(_straight(line, parameters) + layers * of_a_layer)
         return found[0], found[1]
 
-    def state(self, key: str, parameters: int, accumulation: int) -> float:
-        """Resident bytes of a step beside an empty rank's and its activations."""
-        return _straight(sorted((p[0], p[4 if accumulation == 1 else 5]) for p in self.engines[key]), parameters)
+    def empty(self, key: str) -> float:
+        """Resident bytes of a rank with next to no model."""
+        return float(self.memory[key]["state"][0][2])
+
+    def resident(self, key: str, parameters: int, accumulation: int, kept: float) -> float:
+        """Resident bytes of a rank whose micro-batches keep so many for their backward."""
+        state, full = self.memory[key]["state"], self.memory[key]["full"]
+        built, one, several = ([(p[0], p[column]) for p in state] for column in (1, 2, 3))
+        beside = sum(held - _straight(several, other) for other, _, held in full)
+        share = max(0.0, beside) / sum(each for _, each, _ in full)
+        steps = _straight(one if accumulation == 1 else several, parameters) + share * kept
+        return max(_straight(built, parameters), steps)
 
     def message(self, size: float) -> float:
         """Seconds of an all-reduce of so many bytes."""
@@ -107,7 +120,7 @@ def _straight(points: Sequence[tuple[float, float]], x: float) -> float:
 def rates(record: dict[str, Any], ranks: int, precision: str) -> Rates:
     """Of a record that has them."""
     found = record["ranks"][str(ranks)]
-    return Rates(ranks, found["empty_bytes"], found["operations"][precision], found["engine"], found["links"])
+    return Rates(ranks, found["operations"][precision], found["engine"], found["memory"], found["links"])
 
 
 def calibrated(
@@ -121,14 +134,14 @@ def calibrated(
     record: dict[str, Any] = {"format": FORMAT, "machine": machine(), "ranks": {}}
     if path is not None and path.exists():
         record = _read(path)
-    known = record["ranks"].get(str(ranks), {"operations": {}, "engine": {}})
+    known = record["ranks"].get(str(ranks), {"operations": {}, "engine": {}, "memory": {}})
     missing = [pair for pair in wanted if f"zero-{pair[0]} {pair[1]}" not in known["engine"]]
     if not missing:
         return record
     precisions = sorted({precision for _, precision in missing})
     say(f"calibrating: {ranks} rank(s) of this machine, {', '.join(precisions)}")
     found = _measured(ranks, missing, precisions)
-    merged = {**found, **{key: {**known[key], **found[key]} for key in ("operations", "engine")}}
+    merged = {**found, **{key: {**known[key], **found[key]} for key in ("operations", "engine", "memory")}}
     record = {**record, "ranks": {**record["ranks"], str(ranks): merged}}
     if path is not None:
         try:
@@ -164,15 +177,16 @@ def _measured(ranks: int, wanted: Sequence[tuple[int, str]], precisions: Sequenc
     """What ranks of our own measure. UserError with the last line of the first that fails."""
     from growth_ds.engine.hosts import free_port
 
-    port, processes = str(free_port()), []
+    port, *ports = (free_port() for _ in range(1 + len(jobs(wanted))))
+    processes = []
     with tempfile.TemporaryDirectory(prefix="growth_ds.") as folder:
         out = Path(folder) / "record"
         store = _small_store(Path(folder))
-        job = json.dumps({"wanted": wanted, "precisions": precisions, "out": str(out), "store": store})
+        job = json.dumps({"wanted": wanted, "precisions": precisions, "out": str(out), "store": store, "ports": ports})
         for rank in range(ranks):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
             env = {**os.environ, **{key: str(value) for key, value in place.items()}}
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
             command = [sys.executable, "-m", "growth_ds.calibrating", job]
             with (Path(folder) / f"log.{rank}").open("w") as log:
                 processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
@@ -198,6 +212,12 @@ def _small_store(folder: Path) -> str:
     )
     prepare([source], folder / "store", vocab_size=512, workers=1, valid=0.2, progress=False)
     return str(folder / "store")
+
+
+def jobs(wanted: Sequence[tuple[int, str]]) -> list[tuple[int, str, int, Sequence[int]]]:
+    """(ZeRO stage, precision, micro-batches of a step, sizes) of the runs whose memory is measured for `wanted`."""
+    kinds = [(accumulation, sizes) for sizes in SIZES for accumulation in (1, 2)] + [(2, sizes) for sizes in FULL]
+    return [(zero, precision, *kind) for zero, precision in wanted for kind in kinds]
 
 
 def _first_to_fail(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:

@@ -371,9 +371,8 @@ class Coordinator:
             return path  # nothing was trained since
         facts: dict[str, Any] = {"step": position.step, "stage": index, "seconds": round(position.seconds, 3)}
         facts["run"], facts["name"], facts["precision"] = self.run.digest(), self.run.name, engine.precision
-        facts["tokens"] = self.run.tokens_at(position.step)
-        facts["zero"], facts["ranks"] = engine.stage, engine.world_size
-        facts |= self.during.facts(position.step)
+        tokens, zero, ranks = self.run.tokens_at(position.step), engine.stage, engine.world_size
+        facts |= {"tokens": tokens, "zero": zero, "ranks": ranks, **self.during.facts(position.step)}
         if self.ends:
             facts["ends"] = sorted(self.ends.items())
         if self.splits:
@@ -381,8 +380,9 @@ class Coordinator:
         if engine.loss_scale is not None:
             facts["loss_scale"] = engine.loss_scale
         if ended:
+            release_memory()  # of the steps, which are over: the probe's tensors have other sizes
             facts["probe"] = self.probe(engine, stage.length)
-        facts["keep"] = self._reasons_to_keep(path, facts["tokens"], ended and index + 1 < len(self.run.stages))
+        facts["keep"] = self._reasons_to_keep(path, tokens, ended and index + 1 < len(self.run.stages))
         background = self.run.checkpoint.background and not ended and before_publishing is None
         self.saver.save(engine, path, stage.model, facts, before_publishing, background)
         self.saver.saved = place

@@ -136,17 +136,17 @@ def _stage(run: Run, index: int, on: Rates) -> dict[str, Any]:
 
 
 def rank_bytes(run: Run, index: int, on: Rates) -> int:
-    """Most resident bytes of a rank in a stage: an empty rank, and its state with the activations of a micro-batch, or
-    the growth into the stage."""
+    """Most resident bytes of a rank in a stage: of its steps, or of the growth into the stage beside an empty rank."""
     stage, zero, precision = run.stages[index], run.engine.stage, precision_here(run)
     low, parameters = precision != "fp32", cost.parameters(stage.model)
     accumulation = accumulation_of(run, index, on.ranks)
-    training = on.state(f"zero-{zero} {precision}", parameters, accumulation) + kept_here(run, index)
-    grown = 0
+    key = f"zero-{zero} {precision}"
+    training = on.resident(key, parameters, accumulation, kept_here(run, index))
+    grown = 0.0
     if index:
         before = run.stages[index - 1].model
-        grown = cost.growth_peak(before, stage.model, zero, on.ranks, low, "rank0")
-    return on.empty + round(max(training, grown))
+        grown = on.empty(key) + cost.growth_peak(before, stage.model, zero, on.ranks, low, "rank0")
+    return round(max(training, grown))
 
 
 def kept_here(run: Run, index: int) -> int:

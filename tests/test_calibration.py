@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 
 import pytest
 
-from growth_ds import calibration
+from growth_ds import calibrating_memory, calibration
 from growth_ds.calibration import Rates, between, calibrated, machine
 from growth_ds.config import Model, Run
 from growth_ds.errors import UserError
@@ -23,18 +24,18 @@ OPERATIONS = {
     **{kind: [[1000, 1e-9], [10**6, 1e-9]] for kind in ("norm", "gelu", "add", "embed")},
     "layer": 1e-3,
 }
-LINES = [
-    [1e5, 2, 0.005, 0.001, 2e6, 3e6],
-    [4e5, 8, 0.011, 0.001, 8e6, 12e6],
-    [1e6, 2, 0.014, 0.004, 20e6, 30e6],
-]
+LINES = [[1e5, 2, 0.005, 0.001], [4e5, 8, 0.011, 0.001], [1e6, 2, 0.014, 0.004]]
 ENGINES = {f"zero-{zero} fp32": LINES for zero in (2, 3)}
-RATES = Rates(2, 10**8, OPERATIONS, ENGINES, [[4096, 1e-4], [4096 + 10**6, 1e-4 + 1e-2]])
+STATE = [[1e5, 105e6, 102e6, 103e6], [4e5, 110e6, 108e6, 112e6], [1e6, 200e6, 120e6, 130e6]]
+"""Parameters; bytes before the first step, and in steps of one and of several micro-batches."""
+MEMORY = {"state": STATE, "full": [[4e5, 10e6, 127e6], [1e6, 20e6, 150e6]]}
+MEMORIES = dict.fromkeys(ENGINES, MEMORY)
+RATES = Rates(2, OPERATIONS, ENGINES, MEMORIES, [[4096, 1e-4], [4096 + 10**6, 1e-4 + 1e-2]])
 RECORD = {
     "threads": 1,
-    "empty_bytes": 10**8,
     "operations": {"fp32": OPERATIONS},
     "engine": ENGINES,
+    "memory": MEMORIES,
     "links": RATES.links,
 }
 
@@ -79,13 +80,31 @@ def test_an_engine_adds_its_layers_and_its_parameters():
 def test_a_message_has_a_latency_and_a_bandwidth():
     assert RATES.message(4096 + 500_000) == pytest.approx(1e-4 + 0.5e-2)
     assert RATES.message(4) == pytest.approx(1e-4)
-    assert Rates(1, 0, OPERATIONS, ENGINES, []).message(1e9) == 0.0
+    assert Rates(1, OPERATIONS, ENGINES, MEMORIES, []).message(1e9) == 0.0
 
 
-def test_the_state_of_a_model_lies_on_the_lines_of_the_engines():
-    assert RATES.state("zero-2 fp32", 700_000, 1) == pytest.approx(14e6)
-    assert RATES.state("zero-2 fp32", 700_000, 3) == pytest.approx(21e6)
-    assert RATES.state("zero-2 fp32", 1_600_000, 1) == pytest.approx(32e6)
+def test_memory_is_of_building_or_of_steps_with_what_they_keep():
+    key = "zero-2 fp32"
+    assert RATES.empty(key) == 102e6
+    assert RATES.resident(key, 4 * 10**5, 3, 0) == pytest.approx(112e6)
+    assert RATES.resident(key, 4 * 10**5, 1, 0) == pytest.approx(110e6)  # building it takes more than its steps
+    # of the 30 MB that the two runs kept, 15 and 20 MB were resident beside their states
+    assert RATES.resident(key, 4 * 10**5, 3, 6e6) == pytest.approx(112e6 + 7e6)
+    assert RATES.resident(key, 2 * 10**6, 3, 0) == pytest.approx(350e6)
+    assert RATES.resident(key, 10**6, 1, 90e6) == pytest.approx(120e6 + 105e6)
+
+
+def test_runs_that_were_measured_become_the_record_in_their_order():
+    wanted = [(2, "fp32"), (3, "bf16")]
+    all_jobs = calibration.jobs(wanted)
+    found = [[number, 10 * number, 100 + number % 2, 1000 + number] for number in range(len(all_jobs))]
+    merged = calibrating_memory.records(wanted, found)
+    assert list(merged) == ["zero-2 fp32", "zero-3 bf16"]
+    assert merged["zero-2 fp32"]["state"][:2] == [[0, 101, 1000, 1001], [2, 101, 1002, 1003]]
+    assert [each[0] for each in merged["zero-3 bf16"]["full"]] == [len(all_jobs) - 2, len(all_jobs) - 1]
+    assert merged["zero-2 fp32"]["full"][0] == [8, 80, 1008]
+    sizes = {(job[0], job[2], tuple(job[3])) for job in all_jobs}
+    assert len(sizes) == len(all_jobs)
 
 
 def test_a_step_is_the_sum_of_its_parts():
@@ -127,7 +146,7 @@ def test_what_a_file_has_is_not_measured_again(tmp_path, monkeypatch):
     assert list(tree(tmp_path)) == ["here.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": "growth_ds-calibration-1", "ranks": 3, "machine": {}}'])
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": "growth_ds-calibration-2", "ranks": 3, "machine": {}}'])
 def test_other_files_are_refused(tmp_path, text):
     path = tmp_path / "other.json"
     path.write_text(text)
@@ -188,6 +207,9 @@ def test_two_ranks_measure(tmp_path):
     record = calibrated(tmp_path / "here.json", 2, [(2, "fp32")])
     found = record["ranks"]["2"]
     assert len(found["links"]) == 2
+    state, full = found["memory"]["zero-2 fp32"]["state"], found["memory"]["zero-2 fp32"]["full"]
+    assert all(one[column] < two[column] for one, two in pairwise(state) for column in range(4))
+    assert all(parameters * 16 < held for parameters, _, held in full)
     assert all(seconds >= 0 for _, _, *each in found["engine"]["zero-2 fp32"] for seconds in each)
     assert all(rate > 0 for _, _, rate in found["operations"]["fp32"]["products"])
     model = Model(layers=2, hidden=128, heads=2, ffn=512, vocab_size=1000, positions=32)

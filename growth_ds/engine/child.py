@@ -14,6 +14,7 @@ import ctypes
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -60,7 +61,8 @@ def run_launcher(command: list[str], env: dict[str, str], stop_signal: int) -> i
     return 128 - child.returncode if child.returncode < 0 else child.returncode
 
 
-def _start(command: list[str], env: dict[str, str], stop_signal: int) -> subprocess.Popen[bytes]:
+def follower(stop_signal: int) -> Callable[[], None]:
+    """What a child calls to be sent this signal when its parent ends (Linux); to be made before the fork."""
     libc = None
     with contextlib.suppress(OSError):
         libc = ctypes.CDLL(None, use_errno=True)
@@ -69,9 +71,13 @@ def _start(command: list[str], env: dict[str, str], stop_signal: int) -> subproc
         if libc is not None and hasattr(libc, "prctl"):
             libc.prctl(_PR_SET_PDEATHSIG, stop_signal, 0, 0, 0)
 
+    return follow
+
+
+def _start(command: list[str], env: dict[str, str], stop_signal: int) -> subprocess.Popen[bytes]:
     try:
         # A session of its own: a terminal's Ctrl-C is passed on by us, once.
-        return subprocess.Popen(command, env=env, start_new_session=True, preexec_fn=follow)
+        return subprocess.Popen(command, env=env, start_new_session=True, preexec_fn=follower(stop_signal))
     except OSError as error:
         raise UserError(f"{command[0]}: cannot be run ({error.strerror}); is it installed here?") from None
 

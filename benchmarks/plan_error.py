@@ -76,7 +76,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "stages": [stage(3, 512, 64, 16, 16, 10), stage(6, 512, 128, 8, 8, 10, **TILE)],
     },
     "12 x 768 (BERT-Base)": {
-        "ranks": 2, "zero": 1, "precision": "auto", "vocab": 30522, "stages": [stage(12, 768, 128, 8, 4, 6)],
+        "ranks": 2, "zero": 1, "precision": "auto", "vocab": 30522, "stages": [stage(12, 768, 128, 8, 4, 12)],
     },
     "3 x 1024 (BERT-Large's width)": {
         "ranks": 1, "zero": 0, "precision": "fp32", "vocab": 30522, "stages": [stage(3, 1024, 128, 8, 8, 6)],
@@ -249,7 +249,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--json", type=Path, default=RESULTS / "plan_error.json")
     parser.add_argument("--calibration", type=Path, help="keep it here, and take it from here")
-    parser.add_argument("--only", action="append", help="a run's name, or its beginning; may be repeated")
+    parser.add_argument(
+        "--only", action="append", help="a run's name, or its beginning; may be repeated; others stay in the record"
+    )
     args = parser.parse_args()
     chosen = {name: case for name, case in RUNS.items() if not args.only or name.startswith(tuple(args.only))}
     begun, runs = time.monotonic(), list[dict[str, Any]]()
@@ -266,6 +268,10 @@ def main() -> None:
                 print(table(rows_of(runs[-1:])), flush=True)
         spent = time.monotonic() - begun
         figures = {**about(), "seconds": round(spent, 1), **summary(runs), "runs": runs, "calibration": record}
+    if args.only and args.json.exists():
+        again = {run["run"]: run for run in runs}
+        runs = [again.get(run["run"], run) for run in json.loads(args.json.read_text())["runs"]]
+        figures |= {**summary(runs), "runs": runs}
     print(table(rows_of(runs)))
     print(json.dumps(summary(runs), indent=1))
     time_of = summary(runs)["time"]

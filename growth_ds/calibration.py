@@ -92,14 +92,19 @@ class Rates:
         """Resident bytes of a rank with next to no model."""
         return float(self.memory[key]["state"][0][2])
 
-    def resident(self, key: str, parameters: int, accumulation: int, kept: float) -> float:
-        """Resident bytes of a rank whose micro-batches keep so many for their backward."""
+    def resident(self, key: str, parameters: int, accumulation: int, kept: float, each: float) -> float:
+        """Resident bytes of a rank whose micro-batches keep so many for their backward.
+
+        `each`: bytes of weights, gradients and optimizer of a parameter. Models that are larger than those measured
+        hold so many more: DeepSpeed's buckets are full in the largest.
+        """
         state, full = self.memory[key]["state"], self.memory[key]["full"]
         built, one, several = ([(p[0], p[column]) for p in state] for column in (1, 2, 3))
         beside = sum(held - _straight(several, other) for other, _, held in full)
-        share = max(0.0, beside) / sum(each for _, each, _ in full)
-        steps = _straight(one if accumulation == 1 else several, parameters) + share * kept
-        return max(_straight(built, parameters), steps)
+        share = max(0.0, beside) / sum(other_kept for _, other_kept, _ in full)
+        within = min(parameters, state[-1][0])
+        steps = _straight(one if accumulation == 1 else several, within) + share * kept
+        return max(_straight(built, within), steps) + each * (parameters - within)
 
     def message(self, size: float) -> float:
         """Seconds of an all-reduce of so many bytes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import typing
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ GROW_FILES = (".yaml", ".yml", ".json")
 def shipped(relative: str) -> Path:
     """A file of `configs/`, in a checkout or in an installed package."""
     checkout = PACKAGE.parent / "configs" / relative
-    return checkout if checkout.exists() else PACKAGE / "configs" / relative
+    return checkout if os.path.exists(checkout) else PACKAGE / "configs" / relative
 
 
 class _Loader(yaml.SafeLoader):
@@ -43,7 +44,7 @@ class _Loader(yaml.SafeLoader):
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML (or JSON) file. Raises UserError with file and line."""
-    if not path.exists() and path.parts[:1] == ("configs",):
+    if not os.path.exists(path) and path.parts[:1] == ("configs",):
         path = shipped("/".join(path.parts[1:]))  # outside a checkout the shipped files go by the same names
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -114,13 +115,13 @@ def _located(config: Path, block: Mapping[str, Any]) -> dict[str, Any]:
 
 def _named(path: Path) -> str:
     """A run whose recipe file changes is another run, one whose file moves is not (see `Run.identity`)."""
-    return f"{path}@{sha256(path)[:16]}" if path.is_file() else str(path)
+    return f"{path}@{sha256(path)[:16]}" if os.path.isfile(path) else str(path)
 
 
 def _beside(config: Path, name: str) -> Path:
     """A file named in a config: from the working directory, or from the config's own folder."""
     beside = config.parent / name
-    return beside if not Path(name).exists() and beside.exists() else Path(name)
+    return beside if not os.path.exists(name) and os.path.exists(beside) else Path(name)
 
 
 def load_model(path: str | Path, previous: Model) -> Model:
@@ -231,7 +232,7 @@ def _referenced(config: Path, key: str, name: str) -> dict[str, Any]:
     """The JSON file that a key names: from the working directory, beside the config, or shipped with the package."""
     candidates = [Path(name), config.parent / name, shipped(name.removeprefix("configs/"))]
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # also of a name that no system takes
             try:
                 tree = json.loads(candidate.read_text(encoding="utf-8"))
             except (ValueError, RecursionError) as error:

@@ -141,7 +141,8 @@ def rank_bytes(run: Run, index: int, on: Rates) -> int:
     low, parameters = precision != "fp32", cost.parameters(stage.model)
     accumulation = accumulation_of(run, index, on.ranks)
     key = f"zero-{zero} {precision}"
-    training = on.resident(key, parameters, accumulation, kept_here(run, index))
+    each = cost.bytes_per_rank(stage.model, zero, on.ranks, low) / parameters
+    training = on.resident(key, parameters, accumulation, kept_here(run, index), each)
     grown = 0.0
     if index:
         before = run.stages[index - 1].model

@@ -326,3 +326,21 @@ def test_a_folder_of_another_users(refused, monkeypatch):
     monkeypatch.setattr(Path, "is_dir", denied)
     line = refused("inspect", "ckpt")
     assert line.startswith("ckpt: Permission denied for user ")
+
+
+LONG = "x" * 300
+"""A name that no file system takes; pathlib's `exists` raises for it."""
+
+
+@pytest.mark.parametrize("words", [
+    f"train {LONG}.yaml", f"train configs/{LONG}.yaml", f"plan {LONG}", f"plan good.yaml --set engine.zero={LONG}",
+    f"plan good.yaml --out {LONG}", f"plan good.yaml --hardware here --calibration {LONG}",
+    f"train good.yaml --set data.store={LONG}", f"train good.yaml --run-dir {LONG}", f"export {LONG} --out q",
+    f"import {LONG} --out q", f"grow {LONG} --to base.yaml --recipe aki --out q",
+    f"grow ckpt --to {LONG} --recipe aki --out q",
+    f"inspect {LONG}", f"report {LONG}", f"report . --out {LONG}", f"convert {LONG} --out q",
+    f"prepare {LONG}.txt --out q",
+    f"evaluate {LONG} --store store", f"evaluate ckpt --store {LONG}", f"launch --hostfile {LONG} train good.yaml",
+], ids=lambda words: words.replace(LONG, "LONG"))  # fmt: skip
+def test_a_name_longer_than_the_system_takes(refused, words):
+    assert LONG[:40] in refused(*words.split())

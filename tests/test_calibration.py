@@ -86,12 +86,12 @@ def test_a_message_has_a_latency_and_a_bandwidth():
 def test_memory_is_of_building_or_of_steps_with_what_they_keep():
     key = "zero-2 fp32"
     assert RATES.empty(key) == 102e6
-    assert RATES.resident(key, 4 * 10**5, 3, 0) == pytest.approx(112e6)
-    assert RATES.resident(key, 4 * 10**5, 1, 0) == pytest.approx(110e6)  # building it takes more than its steps
+    assert RATES.resident(key, 4 * 10**5, 3, 0, 16.0) == pytest.approx(112e6)
+    assert RATES.resident(key, 4 * 10**5, 1, 0, 16.0) == pytest.approx(110e6)  # building it takes more than its steps
     # of the 30 MB that the two runs kept, 15 and 20 MB were resident beside their states
-    assert RATES.resident(key, 4 * 10**5, 3, 6e6) == pytest.approx(112e6 + 7e6)
-    assert RATES.resident(key, 2 * 10**6, 3, 0) == pytest.approx(350e6)
-    assert RATES.resident(key, 10**6, 1, 90e6) == pytest.approx(120e6 + 105e6)
+    assert RATES.resident(key, 4 * 10**5, 3, 6e6, 16.0) == pytest.approx(112e6 + 7e6)
+    assert RATES.resident(key, 2 * 10**6, 3, 0, 16.0) == pytest.approx(200e6 + 16e6)  # as many bytes for each one more
+    assert RATES.resident(key, 10**6, 1, 90e6, 16.0) == pytest.approx(120e6 + 105e6)
 
 
 def test_runs_that_were_measured_become_the_record_in_their_order():

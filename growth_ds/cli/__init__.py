@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 something the user gave cannot be used (one line on stderr
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any
@@ -35,6 +36,11 @@ def main() -> None:
             raise
         line = f"{error.filename}: {error.strerror} for user {os.geteuid()}; give that user rights there, or be another"
         code = _refuse(f"{line} [{DENIED}]", USER_ERROR, everywhere=True)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG or error.filename is None:
+            raise
+        line = f"{str(error.filename)[:60]}...: the system takes no name of this length; give a shorter one"
+        code = _refuse(f"{line} [{USAGE}]", USER_ERROR, everywhere=True)
     except usage_error as error:
         code = _refuse(f"growth-ds: {error.format_message()} See growth-ds --help. [{USAGE}]", USER_ERROR)
     except (KeyboardInterrupt, typer.Abort):

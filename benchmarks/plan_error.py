@@ -2,7 +2,8 @@
 
 Each run is trained for some steps by the ordinary `growth-ds train --ranks N` in processes of its own, on the CPU. One
 calibration of this machine for each number of ranks (`plan --hardware here`), right before the runs with as many,
-predicts all of them; nothing is fitted to a run. Compared, stage by stage:
+predicts all of them; nothing is fitted to a run. With `--only` some are measured again and the rest of the record
+stays, predicted as it was. Compared, stage by stage:
 
     parameters   the plan's, and `numel` of the built model
     FLOPs        the plan's, those that the run recorded, and torch's own counter round one row's forward and backward
@@ -180,9 +181,10 @@ def compare(name: str, case: dict[str, Any], store: Path, record: dict[str, Any]
     load = os.getloadavg()[0]
     steps, peak = trained(path, case["ranks"])
     stages = [_stage(run, index, plan, here, steps) for index in range(len(run.stages))]
-    empty = rates(record, case["ranks"], precision_here(run)).empty(f"zero-{case['zero']} {precision_here(run)}")
+    precision = precision_here(run)
+    empty = rates(record, case["ranks"], precision).empty(f"zero-{case['zero']} {precision}")
     expected = max(each["bytes_per_rank"][str(case["zero"])] for each in here["stages"])
-    facts = {"ranks": case["ranks"], "zero": case["zero"], "precision": precision_here(run)}
+    facts = {"ranks": case["ranks"], "zero": case["zero"], "precision": precision}
     return {
         "run": name, **facts, "load_average": round(load, 2), "stages": stages,
         "flops": {"plan": plan["flops"], "run": steps[-1]["flops"]},

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from growth_ds.calibrating_memory import TINY, in_processes
+from growth_ds.calibration import SIZES
 from growth_ds.config import Model, Run
 from growth_ds.engine import distributed
 from growth_ds.model import cost
@@ -42,9 +43,8 @@ MESSAGES = (2**12, 2**24)
 HEAD_SIZE = 64
 SECONDS, LEAST, MOST = 0.1, 3, 50
 """One figure is the median of so many seconds of repetitions, but at least and at most so many."""
-ENGINES = ((2, 64, 512), (8, 64, 512), (2, 256, 8192), (2, 768, 8192), (2, 1024, 30522))
-"""(layers, hidden, vocabulary) of the models whose steps are taken; the first two tell what a layer adds. The last
-has more parameters than DeepSpeed's buckets (`ds_config`)."""
+ENGINES = (SIZES[0], (8, 64, 512), *SIZES[1:])
+"""(layers, hidden, vocabulary) of the models whose steps are taken; the first two tell what a layer adds."""
 WARM, STEPS, LARGE = 2, 5, 10**7
 """Steps of each before those that count, and those; two of models of so many parameters. A rank has a row of `TINY`."""
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from growth_ds.config import Frozen
+from growth_ds.config.model import Family
 from growth_ds.errors import UserError
 from growth_ds.evaluate.read import Examples
 from growth_ds.evaluate.scores import score
 from growth_ds.evaluate.tasks import Task
 
 Row = dict[str, list[int]]
+OFFSET = frozenset(get_args(Family)) - {"bert"}
+"""transformers' names of the models whose positions begin behind the padding token's id."""
 
 
 class FineTune(Frozen):
@@ -135,11 +138,46 @@ def forward(model: Any, rows: Sequence[Row], pad: int, batch: int, take: Callabl
     return found
 
 
+def longest(model: Any, how: FineTune) -> int:
+    """Tokens of a row at most. A RoBERTa's first position is the row behind its padding token's (arXiv 1907.11692)."""
+    positions = model.config.max_position_embeddings
+    if model.config.model_type in OFFSET:
+        positions -= model.config.pad_token_id + 1
+    return int(min(how.length, positions))
+
+
 def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], length: int) -> list[Row]:
     """Texts or pairs as rows of at most `length` tokens."""
     columns = [list(column) for column in zip(*texts, strict=True)]
     encoded = tokenizer(*columns, truncation=True, max_length=length)
     return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+
+
+def fine_tune(folder: Path, task: Task, train_on: Examples, how: FineTune, seed: int) -> tuple[Any, Any]:
+    """(transformers' sequence classification model of a Hugging Face folder, trained on a task; its tokenizer)."""
+    tokenizer = load_tokenizer(folder)
+    classes = 1 if task.classes is None else len(task.classes)
+    kind = "regression" if task.classes is None else "single_label_classification"
+    model = load("SequenceClassification", folder, seed, num_labels=classes, problem_type=kind)
+    rows = encode(tokenizer, train_on.texts, longest(model, how))
+    train(model, rows, {"labels": torch.tensor(train_on.labels)}, tokenizer.pad_token_id, how, seed)
+    return model, tokenizer
+
+
+def predict(model: Any, tokenizer: Any, examples: Examples, how: FineTune) -> Tensor:
+    """Logits of each example, float32 [examples, classes] on the CPU; [examples, 1] where the task is a regression."""
+    rows = encode(tokenizer, examples.texts, longest(model, how))
+    return torch.stack(forward(model, rows, tokenizer.pad_token_id, 64, lambda output: output.logits))
+
+
+def _length(model: Any, how: FineTune) -> int:
+    return int(min(how.length, model.config.max_position_embeddings))
+
+
+def score_logits(task: Task, logits: Tensor, examples: Examples) -> dict[str, float]:
+    """The metrics of a task for logits [examples, classes]."""
+    predicted = logits[:, 0].tolist() if task.classes is None else logits.argmax(1).tolist()
+    return score(task.metrics, predicted, examples.labels)
 
 
 def classify(
@@ -149,22 +187,13 @@ def classify(
 
     Raises UserError if the training diverged.
     """
-    tokenizer = load_tokenizer(folder)
-    classes = 1 if task.classes is None else len(task.classes)
-    kind = "regression" if task.classes is None else "single_label_classification"
-    model = load("SequenceClassification", folder, seed, num_labels=classes, problem_type=kind)
-    length = min(how.length, model.config.max_position_embeddings)
-    labels = torch.tensor(train_on.labels)
-    train(model, encode(tokenizer, train_on.texts, length), {"labels": labels}, tokenizer.pad_token_id, how, seed)
-    scores = {}
+    model, tokenizer = fine_tune(folder, task, train_on, how, seed)
+    scores: dict[str, float] = {}
     for suffix, examples in valid.items():
-        rows = encode(tokenizer, examples.texts, length)
-        logits = torch.stack(forward(model, rows, tokenizer.pad_token_id, 64, lambda output: output.logits))
+        logits = predict(model, tokenizer, examples, how)
         if not logits.isfinite().all():
             raise UserError(
                 f"{task.name}, seed {seed}: the fine-tuned model gives no numbers; lower --set lr={how.lr:g}"
             )
-        predicted = logits[:, 0].tolist() if task.classes is None else logits.argmax(1).tolist()
-        for name, value in score(task.metrics, predicted, examples.labels).items():
-            scores[name + suffix] = value
+        scores |= {name + suffix: value for name, value in score_logits(task, logits, examples).items()}
     return scores

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from growth_ds.errors import UserError
-from growth_ds.evaluate.fine_tune import FineTune, Row, forward, load, load_tokenizer, train
+from growth_ds.evaluate.fine_tune import FineTune, Row, forward, load, load_tokenizer, longest, train
 from growth_ds.evaluate.read import Question, read_squad
 from growth_ds.evaluate.scores import squad_score
 
@@ -122,7 +122,7 @@ def answer(
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: squad needs a tokenizer.json, which tells the place of every token; add it")
     model = load("QuestionAnswering", folder, seed)
-    length = min(how.length, model.config.max_position_embeddings)
+    length = longest(model, how)
     rows = windows(tokenizer, train_on, length)
     spans = torch.tensor([span_of(window, train_on[window.question]) for window in rows])
     targets = {"start_positions": spans[:, 0], "end_positions": spans[:, 1]}

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
-from growth_ds.evaluate.fine_tune import FineTune, classify, collate, encode, forward, load, load_tokenizer, train
+from growth_ds.evaluate.fine_tune import (
+    FineTune,
+    classify,
+    collate,
+    encode,
+    forward,
+    load,
+    load_tokenizer,
+    longest,
+    train,
+)
 from growth_ds.evaluate.read import read_task
 from growth_ds.evaluate.tasks import find_task
 from tests.evaluate.folders import random_bert, separable
@@ -71,3 +83,20 @@ def test_training_is_that_of_transformers_trainer(bert, toy, tmp_path):
     for name, value in ours.state_dict().items():
         torch.testing.assert_close(value, theirs.state_dict()[name].to(value), rtol=1e-4, atol=2e-5)
     assert not torch.equal(start["classifier.weight"], ours.state_dict()["classifier.weight"])
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert"])
+def test_rows_end_where_positions_do(kind, bert, toy, tmp_path):
+    """RoBERTa and its kin have fewer positions than rows of their table: those up to the padding token are unread."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    folder = tmp_path / "model"
+    shutil.copytree(bert, folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    vocab, pad = len(load_tokenizer(bert)), load_tokenizer(bert).pad_token_id
+    config = AutoConfig.for_model(kind, vocab_size=vocab, max_position_embeddings=16, pad_token_id=pad, **sizes)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    task, examples, _ = toy
+    long = type(examples)([(text * 20,) for (text,) in examples.texts[:4]], [0, 1, 0, 1])
+    assert longest(load("SequenceClassification", folder, 0, num_labels=2), HOW) == 15 - pad
+    classify(folder, task, long, {"": long}, HOW.model_copy(update={"epochs": 1, "length": 64}), 0)

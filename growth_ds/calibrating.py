@@ -38,24 +38,31 @@ from growth_ds.model import cost
 WIDTHS, TOKENS = (128, 256, 512, 1024), (64, 512, 4096)
 LENGTHS, ATTENDED = (16, 64, 256, 512), 2048
 ELEMENTS, ROW = (2**14, 2**17, 2**20, 2**23), 256
-MESSAGES = (2**12, 2**24)
-"""Bytes."""
+MESSAGES, SENT = (2**12, 2**24), 9
+"""Bytes; how many of each."""
 HEAD_SIZE = 64
 SECONDS, LEAST, MOST = 0.1, 3, 50
 """One figure is the median of so many seconds of repetitions, but at least and at most so many."""
 ENGINES = (SIZES[0], (8, 64, 512), *SIZES[1:])
 """(layers, hidden, vocabulary) of the models whose steps are taken; the first two tell what a layer adds."""
-WARM, STEPS, LARGE = 2, 5, 10**7
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WARM, STEPS, LARGE = 2, 4, 10**7
 """Steps of each before those that count, and those; two of models of so many parameters. A rank has a row of `TINY`."""
+ROUNDS = 3
+"""How often everything is measured."""
 
 
-def median_seconds(work: Callable[[], Any]) -> float:
-    """Of one call, without the first; the mean of the ranks, which begin together."""
+def median_seconds(work: Callable[[], Any], times: int | None = None) -> float:
+    """Of one call, without the first; the mean of the ranks, which begin together.
+
+    `times`: exactly so many calls, for work that the ranks do with each other.
+    """
     work()
     distributed.barrier()
     found = list[float]()
+    least, most = (times, times) if times else (LEAST, MOST)
     begun = time.perf_counter()
-    while len(found) < LEAST or (time.perf_counter() - begun < SECONDS and len(found) < MOST):
+    while len(found) < least or (time.perf_counter() - begun < SECONDS and len(found) < most):
         started = time.perf_counter()
         work()
         found.append(time.perf_counter() - started)
@@ -177,7 +184,7 @@ def links() -> list[list[float]]:
     if distributed.world_size() == 1:
         return []
     tensors = [torch.ones(size // 4) for size in MESSAGES]
-    return [[tensor.nbytes, median_seconds(partial(distributed.sum_in_place, tensor))] for tensor in tensors]
+    return [[tensor.nbytes, median_seconds(partial(distributed.sum_in_place, tensor), SENT)] for tensor in tensors]
 
 
 def engine(zero: int, precision: str, of_a_layer: float) -> list[list[float]]:
@@ -219,24 +226,37 @@ def engine_step(model: Model, zero: int, precision: str, accumulation: int) -> f
 
 
 def measure(wanted: Sequence[tuple[int, str]], precisions: Sequence[str]) -> dict[str, Any]:
-    """The record of this number of ranks: operations of the precisions, engines of each (ZeRO stage, precision)."""
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    record: dict[str, Any] = {"threads": torch.get_num_threads()}
-    record["links"] = links()
-    record["operations"] = {}
-    for precision in precisions:
-        dtype = dtypes[precision]
-        record["operations"][precision] = {
-            "products": products(dtype),
-            "attention": attention(dtype),
-            **{kind: elementwise(dtype, kind) for kind in KINDS},
-            "layer": layer(dtype),
-        }
-    record["engine"] = {
-        f"zero-{zero} {precision}": engine(zero, precision, record["operations"][precision]["layer"])
+    """The record of this number of ranks: operations of the precisions, engines of each (ZeRO stage, precision).
+
+    Medians of rounds that take turns: a shared machine is slow for seconds, which would be all of one figure.
+    """
+    return {"threads": torch.get_num_threads(), **medians([one_round(wanted, precisions) for _ in range(ROUNDS)])}
+
+
+def one_round(wanted: Sequence[tuple[int, str]], precisions: Sequence[str]) -> dict[str, Any]:
+    """Everything once."""
+    operations = {precision: operations_in(DTYPES[precision]) for precision in precisions}
+    engines = {
+        f"zero-{zero} {precision}": engine(zero, precision, operations[precision]["layer"])
         for zero, precision in wanted
     }
-    return record
+    return {"links": links(), "operations": operations, "engine": engines}
+
+
+def operations_in(dtype: torch.dtype) -> dict[str, Any]:
+    """The rates of a precision."""
+    found = {"products": products(dtype), "attention": attention(dtype), "layer": layer(dtype)}
+    return {**found, **{kind: elementwise(dtype, kind) for kind in KINDS}}
+
+
+def medians(records: Sequence[Any]) -> Any:
+    """Number by number, of dictionaries and lists of one shape."""
+    first = records[0]
+    if isinstance(first, dict):
+        return {key: medians([record[key] for record in records]) for key in first}
+    if isinstance(first, list):
+        return [medians(items) for items in zip(*records, strict=True)]
+    return statistics.median(records)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from growth_ds import calibrating_memory, calibration
+from growth_ds import calibrating, calibrating_memory, calibration
 from growth_ds.calibration import Rates, between, calibrated, machine
 from growth_ds.config import Model, Run
 from growth_ds.errors import UserError
@@ -200,6 +200,32 @@ def test_the_verb_prints_what_was_measured(monkeypatch, capsys, tmp_path):
     refused = growth_ds(monkeypatch, capsys, "plan", "configs/run/demo.yaml", *sets)
     assert (refused.code, refused.err.count("\n"), refused.out) == (2, 1, "")
     assert "give its name" in refused.err
+
+
+def test_a_slow_round_is_not_a_figure():
+    """Each number is the middle one of the rounds, whatever holds it."""
+    rounds = [
+        {"links": [[64, at]], "layer": at, "engine": {"zero-1 fp32": [[7, 2, 10 * at]]}} for at in (2.0, 9.0, 3.0)
+    ]
+    assert calibrating.medians(rounds) == {
+        "links": [[64, 3.0]],
+        "layer": 3.0,
+        "engine": {"zero-1 fp32": [[7, 2, 30.0]]},
+    }
+    with pytest.raises(ValueError, match="zip"):
+        calibrating.medians([[1.0], [1.0, 2.0]])
+
+
+def test_what_ranks_do_together_they_do_equally_often(monkeypatch):
+    """Ranks that counted by their own clocks would wait for each other for ever."""
+    calls = []
+    monkeypatch.setattr(calibrating.distributed, "barrier", lambda: None)
+    monkeypatch.setattr(calibrating, "mean_of_ranks", lambda value: value)
+    monkeypatch.setattr(calibrating, "SECONDS", 0.0)
+    calibrating.median_seconds(lambda: calls.append(1), 9)
+    assert len(calls) == 1 + 9
+    calibrating.median_seconds(lambda: calls.append(1))
+    assert len(calls) == 10 + 1 + calibrating.LEAST
 
 
 @pytest.mark.slow

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from growth_ds.cli.common import Config, Force, Json, Ranks, Sets, app
 from growth_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from growth_ds.config import Run
 
 
 @app.command(epilog="Example: growth-ds prepare corpus/*.jsonl.gz --out data/wiki --vocab-size 16000")
@@ -100,13 +103,18 @@ def plan(
 
         typer.echo(write_plan(record, out), err=as_json)
     if fit:
-        from growth_ds.fit import fit_run, print_fit
-
-        record["fit"] = fit_run(run, ranks, say=lambda line: typer.echo(line, err=True))
-        if not as_json:
-            print_fit(record["fit"])
+        record["fit"] = _fitted(run, ranks, as_json)
     if as_json:
         typer.echo(json.dumps(record, indent=1))
+
+
+def _fitted(run: Run, ranks: int, as_json: bool) -> Any:
+    from growth_ds.fit import fit_run, print_fit
+
+    found = fit_run(run, ranks, say=lambda line: typer.echo(line, err=True))
+    if not as_json:
+        print_fit(found)
+    return found
 
 
 def _show_plan(record: dict[str, Any]) -> None:

@@ -8,12 +8,14 @@ the same seeds, rows, hyper-parameters and padding. The peer is `transformers.Tr
 
 Growth is `zero-pad` to half as many FFN units more, and no step of pre-training after it, in two orders: "tuned, then
 grown" grows each fine-tuned model and scores it as it stands, with how far its logits have moved; "grown, then tuned"
-grows the pre-trained model and fine-tunes the result. One process with one thread for each core (`--jobs`).
+grows the pre-trained model and fine-tunes the result. One process with one thread for each core (`--jobs`). Tasks that
+are not named keep what an earlier call has written to the JSON, if model, way and seeds are the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import sys
 import tempfile
@@ -176,8 +178,8 @@ def main() -> None:
         "how": how.model_dump(),
         "seeds": args.seeds,
         "jobs": args.jobs,
-        "tasks": {},
     }
+    record["tasks"] = measured_before(args.json, record)
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not live through a fork
     with (
         tempfile.TemporaryDirectory() as temporary,
@@ -197,6 +199,15 @@ def main() -> None:
                 record["tasks"][name] = told(data, measured(pool, jobs, args.seeds))
                 if args.json:
                     write_json(args.json, record)  # after every task, so that a stopped one says what it has
+
+
+def measured_before(path: Path | None, record: dict[str, Any]) -> dict[str, Any]:
+    """Tasks that the record at `path` has of the same model, way and seeds; `--tasks` adds to them."""
+    if path is None or not path.exists():
+        return {}
+    before = json.loads(path.read_text("utf-8"))
+    same = all(before.get(key) == record[key] for key in ("model", "how", "seeds", "versions"))
+    return dict(before["tasks"]) if same else {}
 
 
 def told(data: Data, found: dict[str, Any]) -> dict[str, Any]:

@@ -229,6 +229,12 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def figures_of(runs: list[dict[str, Any]], begun: float, calibration: dict[str, Any]) -> dict[str, Any]:
+    """The record."""
+    spent = round(time.monotonic() - begun, 1)
+    return {**about(), "seconds": spent, **summary(runs), "runs": runs, "calibration": calibration}
+
+
 def rows_of(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The table's."""
     found = []
@@ -268,18 +274,18 @@ def main() -> None:
             for name, case in cases.items():
                 runs.append(compare(name, case, store, record))
                 print(table(rows_of(runs[-1:])), flush=True)
-        spent = time.monotonic() - begun
-        figures = {**about(), "seconds": round(spent, 1), **summary(runs), "runs": runs, "calibration": record}
+                if not args.only:  # a stopped one says what it has
+                    write_json(args.json, figures_of(runs, begun, record))
     if args.only and args.json.exists():
         again = {run["run"]: run for run in runs}
-        runs = [again.get(run["run"], run) for run in json.loads(args.json.read_text())["runs"]]
-        figures |= {**summary(runs), "runs": runs}
+        runs = [again.pop(run["run"], run) for run in json.loads(args.json.read_text())["runs"]]
+        runs += again.values()
     print(table(rows_of(runs)))
     print(json.dumps(summary(runs), indent=1))
     time_of = summary(runs)["time"]
     line = {"of": time_of["of"], "mean": round(time_of["mean"], 4), "worst": round(abs(time_of["worst"]), 4)}
     print(f'growth_ds/report/plan_page.py, ERRORS: "here": {json.dumps(line)}')
-    write_json(args.json, figures)
+    write_json(args.json, figures_of(runs, begun, record))
 
 
 if __name__ == "__main__":

@@ -46,10 +46,10 @@ SECONDS, LEAST, MOST = 0.1, 3, 50
 ENGINES = (SIZES[0], (8, 64, 512), *SIZES[1:])
 """(layers, hidden, vocabulary) of the models whose steps are taken; the first two tell what a layer adds."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WARM, STEPS, LARGE = 2, 4, 10**7
+WARM, STEPS, LARGE = 2, 5, 10**7
 """Steps of each before those that count, and those; two of models of so many parameters. A rank has a row of `TINY`."""
 ROUNDS = 3
-"""How often everything is measured."""
+"""How often the operations are measured."""
 
 
 def median_seconds(work: Callable[[], Any], times: int | None = None) -> float:
@@ -228,19 +228,16 @@ def engine_step(model: Model, zero: int, precision: str, accumulation: int) -> f
 def measure(wanted: Sequence[tuple[int, str]], precisions: Sequence[str]) -> dict[str, Any]:
     """The record of this number of ranks: operations of the precisions, engines of each (ZeRO stage, precision).
 
-    Medians of rounds that take turns: a shared machine is slow for seconds, which would be all of one figure.
+    Operations are medians of rounds: a shared machine is slow for seconds, which would be all of one figure. Engines
+    come last: after one of ZeRO-3 this process' small operations take several times as long.
     """
-    return {"threads": torch.get_num_threads(), **medians([one_round(wanted, precisions) for _ in range(ROUNDS)])}
-
-
-def one_round(wanted: Sequence[tuple[int, str]], precisions: Sequence[str]) -> dict[str, Any]:
-    """Everything once."""
-    operations = {precision: operations_in(DTYPES[precision]) for precision in precisions}
+    rounds = [{each: operations_in(DTYPES[each]) for each in precisions} for _ in range(ROUNDS)]
+    operations = medians(rounds)
     engines = {
         f"zero-{zero} {precision}": engine(zero, precision, operations[precision]["layer"])
         for zero, precision in wanted
     }
-    return {"links": links(), "operations": operations, "engine": engines}
+    return {"threads": torch.get_num_threads(), "links": links(), "operations": operations, "engine": engines}
 
 
 def operations_in(dtype: torch.dtype) -> dict[str, Any]:

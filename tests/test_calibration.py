@@ -243,15 +243,14 @@ def test_two_ranks_measure(tmp_path):
     assert step_here(model, 32, 8, 1, on, predicted=5, asked=5, zero=2, precision="fp32").seconds > 0
 
 
-def test_the_rank_that_fails_first_is_named(monkeypatch):
+def test_the_rank_that_fails_first_is_named():
     def start(code):
         return calibration.subprocess.Popen([sys.executable, "-c", code])
 
     first = [start("import time; time.sleep(60)"), start("import sys; sys.exit(3)")]
-    assert calibration._first_to_fail(first) == 1
-    monkeypatch.setattr(calibration, "LIMIT_S", 0.0)
+    assert calibration._first_to_fail(first, 60.0) == 1
     with pytest.raises(UserError, match="not calibrated within"):
-        calibration._first_to_fail(first[:1])
+        calibration._first_to_fail(first[:1], 0.0)
     first[0].kill()
     first[0].wait()
-    assert calibration._first_to_fail(first[:0]) is None
+    assert calibration._first_to_fail(first[:0], 60.0) is None

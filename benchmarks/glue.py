@@ -41,6 +41,7 @@ from growth_ds.evaluate.fine_tune import (
     encode,
     fine_tune,
     load,
+    load_classifier,
     load_tokenizer,
     longest,
     predict,
@@ -102,9 +103,7 @@ def by_trainer(way: str, folder: Path, data: Data, how: FineTune, seed: int) -> 
 
     task, train, valid = data
     tokenizer = load_tokenizer(folder)
-    classes = 1 if task.classes is None else len(task.classes)
-    kind = "regression" if task.classes is None else "single_label_classification"
-    model = load("SequenceClassification", folder, seed, num_labels=classes, problem_type=kind)
+    model = load_classifier(folder, task, seed)
 
     def rows(examples: Examples) -> list[dict[str, Any]]:
         encoded = encode(tokenizer, examples.texts, longest(model, how))

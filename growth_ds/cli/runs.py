@@ -109,6 +109,7 @@ def plan(
 
 
 def _fitted(run: Run, ranks: int, as_json: bool) -> Any:
+    """What `--fit` finds by training steps, printed unless JSON is asked for."""
     from growth_ds.fit import fit_run, print_fit
 
     found = fit_run(run, ranks, say=lambda line: typer.echo(line, err=True))

@@ -153,12 +153,17 @@ def encode(tokenizer: Any, texts: Sequence[tuple[str, ...]], length: int) -> lis
     return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
 
+def load_classifier(folder: Path, task: Task, seed: int) -> Any:
+    """transformers' sequence classification model of a Hugging Face folder, its new head as a task needs it."""
+    classes = 1 if task.classes is None else len(task.classes)
+    kind = "regression" if task.classes is None else "single_label_classification"
+    return load("SequenceClassification", folder, seed, num_labels=classes, problem_type=kind)
+
+
 def fine_tune(folder: Path, task: Task, train_on: Examples, how: FineTune, seed: int) -> tuple[Any, Any]:
     """(transformers' sequence classification model of a Hugging Face folder, trained on a task; its tokenizer)."""
     tokenizer = load_tokenizer(folder)
-    classes = 1 if task.classes is None else len(task.classes)
-    kind = "regression" if task.classes is None else "single_label_classification"
-    model = load("SequenceClassification", folder, seed, num_labels=classes, problem_type=kind)
+    model = load_classifier(folder, task, seed)
     rows = encode(tokenizer, train_on.texts, longest(model, how))
     train(model, rows, {"labels": torch.tensor(train_on.labels)}, tokenizer.pad_token_id, how, seed)
     return model, tokenizer
@@ -168,10 +173,6 @@ def predict(model: Any, tokenizer: Any, examples: Examples, how: FineTune) -> Te
     """Logits of each example, float32 [examples, classes] on the CPU; [examples, 1] where the task is a regression."""
     rows = encode(tokenizer, examples.texts, longest(model, how))
     return torch.stack(forward(model, rows, tokenizer.pad_token_id, 64, lambda output: output.logits))
-
-
-def _length(model: Any, how: FineTune) -> int:
-    return int(min(how.length, model.config.max_position_embeddings))
 
 
 def score_logits(task: Task, logits: Tensor, examples: Examples) -> dict[str, float]:

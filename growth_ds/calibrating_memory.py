@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from growth_ds.calibration import FULL, SIZES, jobs
+from growth_ds.calibration import FULL, STATES, jobs
 from growth_ds.config import Run
 from growth_ds.engine import distributed
 from growth_ds.engine.child import follower
@@ -60,7 +60,7 @@ def records(wanted: Sequence[tuple[int, str]], found: Sequence[Sequence[int]]) -
     """
     merged, each = dict[str, dict[str, Any]](), iter(found)
     for zero, precision in wanted:
-        pairs = [(next(each), next(each)) for _ in SIZES]
+        pairs = [(next(each), next(each)) for _ in STATES]
         state = [[one[0], max(one[2], two[2]), one[3], max(one[3], two[3])] for one, two in pairs]
         full = [[parameters, kept, steps] for parameters, kept, _, steps in (next(each) for _ in FULL)]
         merged[f"zero-{zero} {precision}"] = {"state": state, "full": full}

@@ -22,14 +22,16 @@ from typing import Any
 from growth_ds.errors import UserError
 from growth_ds.files import write_durably
 
-FORMAT = "growth_ds-calibration-2"
+FORMAT = "growth_ds-calibration-3"
 LIMIT_S = 900.0
-"""For each (ZeRO stage, precision); two cores took about four minutes."""
+"""For each (ZeRO stage, precision); two cores took about five minutes."""
 Points = Sequence[Sequence[float]]
 """[x, ..., y] of each measurement, the last axis the fastest."""
 SIZES = ((2, 64, 512), (2, 256, 8192), (2, 768, 8192), (2, 1024, 30522))
-"""(layers, hidden, vocabulary) of the models whose runs tell a rank's memory. The last has more parameters than
-DeepSpeed's buckets (`ds_config`)."""
+"""(layers, hidden, vocabulary) of the models that are measured."""
+STATES = (*SIZES, (6, 1024, 30522))
+"""Of those whose runs tell a rank's memory. The last two have more parameters than DeepSpeed's buckets (`ds_config`):
+between them each parameter takes what it takes in larger models."""
 FULL = ((4, 256, 8192, 128, 16), (4, 512, 8192, 128, 16))
 """(layers, hidden, vocabulary, length, rows of a micro-batch) of runs that keep much."""
 
@@ -97,15 +99,14 @@ class Rates:
         """Resident bytes of a rank whose micro-batches keep so many for their backward.
 
         `each`: bytes of weights, gradients and optimizer of a parameter. Models that are larger than those measured
-        hold so many more: DeepSpeed's buckets are full in the largest.
+        hold at least so many more, and what lies between the last two of those measured.
         """
         state, full = self.memory[key]["state"], self.memory[key]["full"]
         built, one, several = ([(p[0], p[column]) for p in state] for column in (1, 2, 3))
         beside = sum(held - _straight(several, other) for other, _, held in full)
         share = max(0.0, beside) / sum(other_kept for _, other_kept, _ in full)
-        within = min(parameters, state[-1][0])
-        steps = _straight(one if accumulation == 1 else several, within) + share * kept
-        return max(_straight(built, within), steps) + each * (parameters - within)
+        steps = _straight(one if accumulation == 1 else several, parameters, each) + share * kept
+        return max(_straight(built, parameters, each), steps)
 
     def message(self, size: float) -> float:
         """Seconds of an all-reduce of so many bytes."""
@@ -115,11 +116,12 @@ class Rates:
         return short + max(0.0, size - few) * max(0.0, long - short) / (many - few)
 
 
-def _straight(points: Sequence[tuple[float, float]], x: float) -> float:
-    """y at x on the lines between points; beyond the last on its line."""
+def _straight(points: Sequence[tuple[float, float]], x: float, least: float = -math.inf) -> float:
+    """y at x on the lines between points; beyond the last on its line, which rises by `least` at the least."""
     for (x0, y0), (x1, y1) in pairwise(points):
         if x <= x1 or (x1, y1) == points[-1]:
-            return max(0.0, y0 + (x - x0) * (y1 - y0) / (x1 - x0))
+            slope = (y1 - y0) / (x1 - x0)
+            return max(0.0, y0 + (x - x0) * slope if x <= x1 else y1 + (x - x1) * max(slope, least))
     raise AssertionError("two points at the least")
 
 
@@ -222,7 +224,7 @@ def _small_store(folder: Path) -> str:
 
 def jobs(wanted: Sequence[tuple[int, str]]) -> list[tuple[int, str, int, Sequence[int]]]:
     """(ZeRO stage, precision, micro-batches of a step, sizes) of the runs whose memory is measured for `wanted`."""
-    kinds = [(accumulation, sizes) for sizes in SIZES for accumulation in (1, 2)] + [(2, sizes) for sizes in FULL]
+    kinds = [(accumulation, sizes) for sizes in STATES for accumulation in (1, 2)] + [(2, sizes) for sizes in FULL]
     return [(zero, precision, *kind) for zero, precision in wanted for kind in kinds]
 
 

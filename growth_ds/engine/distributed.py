@@ -65,7 +65,7 @@ def init_distributed(timeout_s: float = DEFAULT_TIMEOUT_S) -> RankInfo:
     info = find_rank()
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
-        keep_memory()
+        keep_memory(0, info.world_size)  # until an engine says how many weights there are
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if "LOCAL_SIZE" not in os.environ:
             # Without it DeepSpeed counts CPU "devices" by running `numactl --hardware`: for every gradient bucket of

@@ -12,7 +12,9 @@ import psutil
 
 from growth_ds.engine.cgroup import left_by_groups
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
+_LARGE_BLOCK, _MANY_BLOCKS = 2**25, 2**16  # the highest threshold that glibc takes; its own number of blocks
+_LARGE_WEIGHTS = 2**26
 
 
 def available_memory() -> int:
@@ -39,18 +41,24 @@ def _of_status(process: int | str, *rows: str) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(rows))
 
 
-def keep_memory() -> None:
+def keep_memory(weights: int, ranks: int) -> None:
     """Have the C library keep what is freed, for the next step: on a CPU each step frees and asks for the same tensors.
 
     By itself it takes every large block from the system and gives it back, and the system clears each page again at the
-    first touch: a third of a small model's step. Large blocks now come from the heap, which does not shrink until
-    `release_memory`. Whoever set one of the library's own variables for it has chosen already.
+    first touch: a third of a small model's step. Blocks now come from the heap, which does not shrink until
+    `release_memory`.
+
+    But for blocks of 32 MiB and more of large models on several ranks (`weights`: bytes of all of them in fp32): with
+    their flat gradients and gloo's copies for an all-gather, as large as the model, the heap had twice the bytes that
+    were in use, and grew for as long as the run went on. Whoever set one of the library's own variables for it has
+    chosen already.
     """
     if any(name in os.environ for name in ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")):
         return
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        library.mallopt(_M_MMAP_MAX, _MANY_BLOCKS if ranks > 1 and weights >= _LARGE_WEIGHTS else 0)
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 

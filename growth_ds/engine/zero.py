@@ -26,6 +26,7 @@ from growth_ds.engine import distributed, ds_config, loss_scale, scaling, scrub,
 from growth_ds.engine.distributed import RankError
 from growth_ds.engine.easing import Easing
 from growth_ds.engine.fragments import UpdateScale, for_engine, multipliers, segments
+from growth_ds.engine.memory import keep_memory
 from growth_ds.engine.pace import Pace
 from growth_ds.engine.scrub import live_engines
 from growth_ds.engine.state import TensorState
@@ -105,6 +106,8 @@ class ZeroEngine:
             if self._precision != "fp32" and not filled_later
             else {}
         )
+        if distributed.device().type == "cpu":
+            keep_memory(4 * sum(math.prod(shape) for shape in shapes.values()), distributed.world_size())
         self._ds: Any = _initialize(module, groups, config, optimizer)
         scrub.track(self._ds)
         self._fragments = for_engine(self._ds, distributed.rank())

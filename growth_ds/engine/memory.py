@@ -48,10 +48,10 @@ def keep_memory(weights: int, ranks: int) -> None:
     first touch: a third of a small model's step. Blocks now come from the heap, which does not shrink until
     `release_memory`.
 
-    But for blocks of 32 MiB and more of large models on several ranks (`weights`: bytes of all of them in fp32): with
-    their flat gradients and gloo's copies for an all-gather, as large as the model, the heap had twice the bytes that
-    were in use, and grew for as long as the run went on. Whoever set one of the library's own variables for it has
-    chosen already.
+    Not so for large models on several ranks (`weights`: bytes of all of them in fp32), where a block of 32 MiB or more
+    that no gap of the heap holds is mapped and given back: with their flat gradients and gloo's copies for an
+    all-gather, as large as the model, the heap had twice the bytes that were in use, and grew with the run. Whoever set
+    one of the library's own variables for it has chosen already.
     """
     if any(name in os.environ for name in ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")):
         return

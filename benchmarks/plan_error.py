@@ -64,7 +64,7 @@ def stage(layers: int, hidden: int, length: int, rows: int, micro: int, steps: i
 
 TILE = {"grow": {"layers": "tile", "positions": "tile", "moments": "carry"}}
 RUNS: dict[str, dict[str, Any]] = {
-    "2 x 128": {"ranks": 2, "zero": 2, "precision": "fp32", "stages": [stage(2, 128, 32, 64, 32, 30)]},
+    "2 x 128": {"ranks": 2, "zero": 2, "precision": "fp32", "stages": [stage(2, 128, 32, 64, 32, 150)]},
     "4 x 256 to 8 x 256": {
         "ranks": 2, "zero": 2, "precision": "auto",
         "stages": [stage(4, 256, 32, 64, 32, 20), stage(8, 256, 64, 32, 16, 12, **TILE)],

@@ -29,9 +29,10 @@ Points = Sequence[Sequence[float]]
 """[x, ..., y] of each measurement, the last axis the fastest."""
 SIZES = ((2, 64, 512), (2, 256, 8192), (2, 768, 8192), (2, 1024, 30522))
 """(layers, hidden, vocabulary) of the models that are measured."""
-STATES = (*SIZES, (6, 1024, 30522))
-"""Of those whose runs tell a rank's memory. The last two have more parameters than DeepSpeed's buckets (`ds_config`):
-between them each parameter takes what it takes in larger models."""
+STATES = (*SIZES[:2], (2, 512, 16384), *SIZES[2:], (6, 1024, 30522))
+"""Of those whose runs tell a rank's memory. The third is just below, and the fourth above, what `memory.keep_memory`
+takes for large. The last two have more parameters than DeepSpeed's buckets (`ds_config`): between them each parameter
+takes what it takes in larger models."""
 FULL = ((4, 256, 8192, 128, 16), (4, 512, 8192, 128, 16))
 """(layers, hidden, vocabulary, length, rows of a micro-batch) of runs that keep much."""
 

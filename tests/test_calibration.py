@@ -11,6 +11,7 @@ import pytest
 from growth_ds import calibrating, calibrating_memory, calibration
 from growth_ds.calibration import Rates, between, calibrated, machine
 from growth_ds.config import Model, Run
+from growth_ds.engine.memory import LARGE_WEIGHTS
 from growth_ds.errors import UserError
 from growth_ds.forecast_here import forecast_run_here, step_here
 from growth_ds.model import cost
@@ -105,9 +106,20 @@ def test_runs_that_were_measured_become_the_record_in_their_order():
     assert list(merged) == ["zero-2 fp32", "zero-3 bf16"]
     assert merged["zero-2 fp32"]["state"][:2] == [[0, 101, 1000, 1001], [2, 101, 1002, 1003]]
     assert [each[0] for each in merged["zero-3 bf16"]["full"]] == [len(all_jobs) - 2, len(all_jobs) - 1]
-    assert merged["zero-2 fp32"]["full"][0] == [10, 100, 1010]
+    assert merged["zero-2 fp32"]["full"][0] == [12, 120, 1012]
     sizes = {(job[0], job[2], tuple(job[3])) for job in all_jobs}
     assert len(sizes) == len(all_jobs)
+
+
+def test_memory_is_measured_on_both_sides_of_what_is_large():
+    models = [
+        {"layers": layers, "hidden": hidden, "heads": hidden // 64, "ffn": 4 * hidden, "vocab_size": vocab}
+        for layers, hidden, vocab in calibration.STATES
+    ]
+    parameters = [cost.parameters(Model.model_validate({**each, "positions": 8})) for each in models]
+    assert parameters == sorted(parameters)
+    assert [4 * each >= LARGE_WEIGHTS for each in parameters] == [False, False, False, True, True, True]
+    assert min(parameters[-2:]) > 50_000_000  # DeepSpeed's buckets
 
 
 def test_a_step_is_the_sum_of_its_parts():

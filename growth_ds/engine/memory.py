@@ -14,7 +14,7 @@ from growth_ds.engine.cgroup import left_by_groups
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 _LARGE_BLOCK, _MANY_BLOCKS = 2**25, 2**16  # the highest threshold that glibc takes; its own number of blocks
-_LARGE_WEIGHTS = 2**26
+LARGE_WEIGHTS = 2**26
 
 
 def available_memory() -> int:
@@ -58,7 +58,7 @@ def keep_memory(weights: int, ranks: int) -> None:
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         library = ctypes.CDLL(None)
         library.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
-        library.mallopt(_M_MMAP_MAX, _MANY_BLOCKS if ranks > 1 and weights >= _LARGE_WEIGHTS else 0)
+        library.mallopt(_M_MMAP_MAX, _MANY_BLOCKS if ranks > 1 and weights >= LARGE_WEIGHTS else 0)
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 

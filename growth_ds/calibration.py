@@ -24,7 +24,7 @@ from growth_ds.files import write_durably
 
 FORMAT = "growth_ds-calibration-3"
 LIMIT_S = 900.0
-"""For each (ZeRO stage, precision); two cores took about five minutes."""
+"""For each (ZeRO stage, precision); two cores took about three minutes."""
 Points = Sequence[Sequence[float]]
 """[x, ..., y] of each measurement, the last axis the fastest."""
 SIZES = ((2, 64, 512), (2, 256, 8192), (2, 768, 8192), (2, 1024, 30522))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -156,3 +158,11 @@ def test_plan_prints_tables(monkeypatch, capsys):
     assert result.code == 0
     assert "into stage 1: ffn 256 -> 512 (tile), exact" in result.out
     assert "ZeRO-3" in result.out
+
+
+def test_a_look_at_the_rows_of_a_model_loads_no_compiler():
+    code = (
+        "import sys; from growth_ds.config import Model; from growth_ds.model.bert import check_rows; "
+        "check_rows(Model(layers=2, hidden=64, heads=1, ffn=256, nsp=True)); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from growth_ds.config import Model, Stage
@@ -79,9 +80,19 @@ def _learning(learns: bool) -> Any:
     return nullcontext() if learns else torch.no_grad()
 
 
+class _Undrawn(TorchFunctionMode):
+    """Modules inside do not draw their weights: on "meta" nothing would be drawn, but torch loads its compiler for it,
+    a third of what `growth-ds plan` takes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def check_rows(model: Model) -> None:
     """Prove that the layout has a row for every parameter of the module. Raises UserError that names the first."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         module = Bert(model)
     try:
         layout.check(model, {name: tuple(parameter.shape) for name, parameter in module.named_parameters()})

@@ -42,7 +42,7 @@ from growth_ds.growth.split import Order
 from growth_ds.growth.state import Source
 from growth_ds.importance import agreed_order
 from growth_ds.learning import Rows, learned_source
-from growth_ds.model.bert import Bert
+from growth_ds.model.bert import Bert, without_weights
 from growth_ds.model.layout import FIXED, layout, parameter_shapes
 from growth_ds.optim.groups import parameter_groups
 from growth_ds.paths import order_of, path_of, still, window_of
@@ -246,8 +246,7 @@ class Coordinator:
         """An engine around an empty module: the weights come from the state, in fp32, and from nowhere else."""
         stage, options = self.run.stages[index], self.run.engine
         # in the precision of the forward: DeepSpeed's cast would write every element, a whole model on each rank
-        with torch.device("meta"):
-            self.module = Bert(stage.model)
+        self.module = without_weights(stage.model)
         untouched(self.module, DTYPES[resolve_precision(options.precision)])
         self.module.activation_checkpointing = options.activation_checkpointing
         self.module.average_shared()

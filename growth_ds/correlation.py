@@ -16,7 +16,7 @@ from growth_ds.config import Model
 from growth_ds.data.batch import Batch
 from growth_ds.engine import distributed
 from growth_ds.engine.zero import ZeroEngine
-from growth_ds.model.bert import Bert
+from growth_ds.model.bert import without_weights
 
 
 def adjacent_correlations(weights: dict[str, Tensor], model: Model, batch: Batch) -> list[float]:
@@ -26,9 +26,7 @@ def adjacent_correlations(weights: dict[str, Tensor], model: Model, batch: Batch
     """
     alone = {"stored_layers": model.layers, "shared_runs": None}
     untied = model.model_copy(update={**alone, "dropout": 0.0, "attention_dropout": 0.0})
-    with torch.device("meta"):
-        module = Bert(untied)
-    module = module.to_empty(device="cpu").train()
+    module = without_weights(untied).to_empty(device="cpu").train()
     own = dict(module.named_parameters())
     with torch.no_grad():
         for name, parameter in own.items():

@@ -19,7 +19,7 @@ from growth_ds.engine import distributed
 from growth_ds.errors import UserError
 from growth_ds.growth.split import Order
 from growth_ds.growth.state import Source
-from growth_ds.model.bert import Bert
+from growth_ds.model.bert import without_weights
 from growth_ds.model.blocks import Layer
 
 ROWS = 64
@@ -33,9 +33,7 @@ def unit_importance(weights: Callable[[str], Tensor], model: Model, rows: Iterab
     `weights`: fp32, full, by name, of a model without experts. Zuo et al., arXiv 2204.07675.
     """
     silent = model.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
-    with torch.device("meta"):
-        module = Bert(silent)
-    module = module.to_empty(device=distributed.device()).train()
+    module = without_weights(silent).to_empty(device=distributed.device()).train()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(weights(name))

@@ -41,7 +41,7 @@ from growth_ds.growth.learned.operator import Operator, stacked, unstacked
 from growth_ds.growth.learned.plan import operator_of
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.model import layout
-from growth_ds.model.bert import Bert
+from growth_ds.model.bert import without_weights
 from growth_ds.ops.depth_blend import depth_blend
 from growth_ds.optim.schedule import shape
 from growth_ds.planning import learn_bytes, learn_flops
@@ -70,8 +70,7 @@ class Student(nn.Module):
         self.rows, self.sizes = layout.layout(model), layout.sizes(model)
         for number, table in enumerate(small.values()):
             self.register_buffer(f"small_{number}", table.detach(), persistent=False)
-        with torch.device("meta"):
-            bert = Bert(model)
+        bert = without_weights(model)
         bert.pool, bert.attention_window = pool, window
         self._bert = (bert,)  # no submodule: it has no weights of its own
 

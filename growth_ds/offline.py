@@ -22,7 +22,7 @@ from growth_ds.files import put_back
 from growth_ds.growth.plan import GrowthPlan
 from growth_ds.growth.split import Order
 from growth_ds.growth.state import grow_state
-from growth_ds.model.bert import Bert, check_rows
+from growth_ds.model.bert import Bert, check_rows, without_weights
 from growth_ds.model.layout import parameter_shapes
 from growth_ds.ops.growth_gather import gather
 from growth_ds.run_folder import RunFolder
@@ -245,8 +245,7 @@ def _plain(source: Checkpoint, finish_ramp: bool, fold: bool) -> tuple[Callable[
 
 def load_module(source: Checkpoint, progress: float | None = None) -> Bert:
     """The model of a checkpoint, fp32, in eval mode; its ramp where the checkpoint stands, or at `progress`."""
-    with torch.device("meta"):
-        module = Bert(source.model)
+    module = without_weights(source.model)
     module.to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in module.named_parameters():

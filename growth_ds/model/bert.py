@@ -81,8 +81,7 @@ def _learning(learns: bool) -> Any:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Modules inside do not draw their weights: on "meta" nothing would be drawn, but torch loads its compiler for it,
-    a third of what `growth-ds plan` takes."""
+    """Modules inside do not draw their weights."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == nn.init.__name__:
@@ -90,10 +89,15 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def without_weights(model: Model) -> Bert:
+    """The module on "meta". Nothing is drawn there: torch would load its compiler for it, which takes a second."""
+    with torch.device("meta"), _Undrawn():
+        return Bert(model)
+
+
 def check_rows(model: Model) -> None:
     """Prove that the layout has a row for every parameter of the module. Raises UserError that names the first."""
-    with torch.device("meta"), _Undrawn():
-        module = Bert(model)
+    module = without_weights(model)
     try:
         layout.check(model, {name: tuple(parameter.shape) for name, parameter in module.named_parameters()})
     except ValueError as error:

@@ -32,10 +32,10 @@ for weights, ranks in json.loads(sys.argv[1]):
         library.malloc_trim(0)  # a gap that holds it is taken in any case
 print(json.dumps(found))
 """
+pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library has no mallinfo2")
 KEPT, MAPPED = [False, 0], [True, 0]
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library has no mallinfo2")
 def test_only_large_blocks_of_large_models_on_several_ranks_go_back_to_the_system():
     cases = [(0, 2), (2**26 - 1, 2), (2**26, 1), (2**26, 2), (2**30, 8), (0, 2)]
     env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}

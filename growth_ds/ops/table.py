@@ -38,6 +38,7 @@ OPS = (
         "multi_tensor_adam; with multipliers our own",
     ),
     Op("lamb", "LAMB over flat partitions, norms by parameter", ("lamb_update_", "lamb_apply_")),
+    Op("square_sum", "sum of squares in float64, for a gradient's norm", ("square_sum",)),
     Op("growth_gather", "ranges of grown tensors: weight and both moments", ("growth_gather",)),
     Op("depth_blend", "layers mixed into layers", ("depth_blend", "depth_blend_backward")),
 )

@@ -46,6 +46,7 @@ PEERS = (
     Way("eager autocast", "transformers", "autocast"),
     Way("eager fp32", "transformers", "fp32"),
     Way("deepspeed bf16", "deepspeed"),
+    Way("deepspeed fp32", "deepspeed", "fp32"),
     Way("compiled bf16", "transformers", compiled=True),
     Way("compiled autocast", "transformers", "autocast", compiled=True),
     Way("compiled fp32", "transformers", "fp32", compiled=True),
@@ -93,7 +94,7 @@ def build(way: Way, case: Case, device: str) -> Step:
     if way.library == "growth_ds":
         return _ours(case, way.compiled)
     if way.library == "deepspeed":
-        return _deepspeed(case, device)
+        return _deepspeed(way, case, device)
     return _transformers(way, case, device)
 
 
@@ -166,8 +167,8 @@ def _transformers(way: Way, case: Case, device: str) -> Step:
     return step
 
 
-def _deepspeed(case: Case, device: str) -> Step:
-    """ZeRO-1 in bf16 on one rank with the AdamW that DeepSpeed makes of its own JSON."""
+def _deepspeed(way: Way, case: Case, device: str) -> Step:
+    """ZeRO-1 on one rank with the AdamW that DeepSpeed makes of its own JSON."""
     import deepspeed
 
     from growth_ds.engine import distributed
@@ -177,7 +178,7 @@ def _deepspeed(case: Case, device: str) -> Step:
     config = {
         "train_micro_batch_size_per_gpu": max(case.rows),
         "gradient_accumulation_steps": 1,
-        "bf16": {"enabled": True},
+        "bf16": {"enabled": way.precision == "bf16"},
         "zero_optimization": {"stage": 1},
         "optimizer": {"type": "AdamW", "params": dict(OPTIM)},
         "steps_per_print": None,

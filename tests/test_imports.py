@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"config"},
     "model": {"config", "ops"},
     "optim": {"config", "ops"},
-    "engine": {"config", "optim"},  # it is handed a module
+    "engine": {"config", "ops", "optim"},  # it is handed a module
     "paths": {"config"},
     "start": BASE | {"growth", "model", "checkpoint", "data", "during"},
     "planning": BASE | {"growth", "model", "paths", "start", "terminal"},

@@ -5,6 +5,7 @@ Each is small; together they were half of what a step of the demo's last model c
 
 - overflow: in 16 bits `step` looks at every gradient for it, then takes a norm that is not finite for the same;
 - the norm: each gradient is copied to float64 first (`ops/square_sum.py` reads it once);
+- after a step every parameter is pointed at its part of the flat weights, where it was before;
 - one rank: gradients are copied to a bucket, flattened, summed over themselves, divided by 1, unflattened, copied to
   the buffer of all gradients, and in fp32 to another one in the step;
 - there too: that buffer is made of zeros anew in every step, and all of it is overwritten.
@@ -34,6 +35,7 @@ def take(ds_optimizer: Any) -> None:
     from deepspeed import comm
     from deepspeed.runtime import utils
 
+    ds_optimizer._update_model_bit16_weights = partial(_point_at_weights, ds_optimizer)
     # Older ones make 1.0 of the -1 that stands for a norm that is not finite: there the overflow has to be looked for.
     knows = hasattr(utils, "combine_grad_norm_groups") and hasattr(utils, "mask_nan_or_inf_with_val_inplace")
     if knows and getattr(ds_optimizer, "compute_grad_norm", False) and ds_optimizer.model_parallel_group is None:
@@ -45,6 +47,14 @@ def take(ds_optimizer: Any) -> None:
     # In another dtype the sum over one rank rounds; with overlap a second stream is waited for.
     if alone and knows and ds_optimizer.communication_data_type == torch.float32 and not ds_optimizer.overlap_comm:
         _Places(ds_optimizer)
+
+
+def _point_at_weights(ds_optimizer: Any, group: int) -> None:
+    """Point the parameters of a group at their parts of its flat weights, unless they are there, as they always are."""
+    flat, offsets = ds_optimizer.bit16_groups_flat[group], ds_optimizer.round_robin_bit16_offsets[group]
+    params = ds_optimizer.round_robin_bit16_groups[group]
+    if any(p.data_ptr() != flat.data_ptr() + at * flat.element_size() for p, at in zip(params, offsets, strict=True)):
+        type(ds_optimizer)._update_model_bit16_weights(ds_optimizer, group)
 
 
 def _norm(group: Any, gradients: Sequence[Tensor], params: Any, norm_type: float = 2) -> Tensor:

@@ -28,9 +28,21 @@ KEPT = 2**26
 """Bytes of gradients that stay from step to step: small models have short steps, and large ones need the room."""
 
 
+USED = (
+    "bit16_groups_flat", "round_robin_bit16_groups", "round_robin_bit16_offsets", "_update_model_bit16_weights",
+    "check_overflow", "get_grad_norm_direct", "setup_buckets", "ready_for_gradients", "micro_step_id", "get_param_id",
+    "reduce_independent_p_g_buckets_and_remove_grads", "reduce_ipg_grads", "params_already_reduced",
+    "get_gradient_for_reduction", "clear_grad_attribute", "_use_compact_grad_partition_buffer",
+    "_build_compact_grad_partition_buffer", "_get_compact_grad_partition_slice",
+)  # fmt: skip
+"""Names of DeepSpeed's optimizer that are replaced or asked for here."""
+
+
 def take(ds_optimizer: Any) -> None:
     """Replace the methods of this one optimizer. Other classes than ZeRO-1 and 2, and CPU offload, stay as they are."""
     if type(ds_optimizer).__name__ != "DeepSpeedZeroOptimizer" or ds_optimizer.cpu_offload:
+        return
+    if not all(hasattr(ds_optimizer, name) for name in USED):
         return
     from deepspeed import comm
     from deepspeed.runtime import utils
@@ -38,14 +50,16 @@ def take(ds_optimizer: Any) -> None:
     ds_optimizer._update_model_bit16_weights = partial(_point_at_weights, ds_optimizer)
     # Older ones make 1.0 of the -1 that stands for a norm that is not finite: there the overflow has to be looked for.
     knows = hasattr(utils, "combine_grad_norm_groups") and hasattr(utils, "mask_nan_or_inf_with_val_inplace")
-    if knows and getattr(ds_optimizer, "compute_grad_norm", False) and ds_optimizer.model_parallel_group is None:
-        ds_optimizer.check_overflow = lambda partition_gradients=True: None
-        ds_optimizer.get_grad_norm_direct = partial(_norm, ds_optimizer.dp_process_group)
-    else:
-        knows = False
+    if (
+        not (knows and getattr(ds_optimizer, "compute_grad_norm", False))
+        or ds_optimizer.model_parallel_group is not None
+    ):
+        return
+    ds_optimizer.check_overflow = lambda partition_gradients=True: None
+    ds_optimizer.get_grad_norm_direct = partial(_norm, ds_optimizer.dp_process_group)
     alone = comm.get_world_size(group=ds_optimizer.dp_process_group) == 1 == ds_optimizer.sequence_parallel_size
     # In another dtype the sum over one rank rounds; with overlap a second stream is waited for.
-    if alone and knows and ds_optimizer.communication_data_type == torch.float32 and not ds_optimizer.overlap_comm:
+    if alone and ds_optimizer.communication_data_type == torch.float32 and not ds_optimizer.overlap_comm:
         _Places(ds_optimizer)
 
 

@@ -8,7 +8,12 @@ from growth_ds.engine import shortcuts
 
 
 @pytest.mark.parametrize(
-    ("name", "offload"), [("DeepSpeedZeroOptimizer_Stage3", False), ("DeepSpeedZeroOptimizer", True)]
+    ("name", "offload"),
+    [
+        ("DeepSpeedZeroOptimizer_Stage3", False),
+        ("DeepSpeedZeroOptimizer", True),
+        ("DeepSpeedZeroOptimizer", False),  # of a DeepSpeed whose names are others
+    ],
 )
 def test_other_optimizers_stay_as_they_are(name, offload):
     other = type(name, (), {"cpu_offload": offload})()
